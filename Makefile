@@ -1,0 +1,41 @@
+# Two commands for users: `make run` and `make test`. Everything else is for maintainers.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# torch is named beside the rest so that the constraints' exact version is the one that is fetched
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test check test-slow test-gpu constraints clean
+
+run: $(VENV)/.installed
+	$(BIN)/layerlab run --plugin custom-module
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/pytest -m gpu
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml | $(BIN)/python
+	$(PIP) torch -e '.[dev]' -e plugins/layerlab-fused
+	touch $(VENV)/.installed $@
+
+constraints: $(VENV)/.installed-dev  ## write down the exact versions that are installed now
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,159 @@
+"""What the terminal shows: progress on stderr while it happens, tables on stdout when it is done."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from layerlab.errors import one_line
+from layerlab.report import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from layerlab.modelfile import VerifyReport
+    from layerlab.report import Report, RunReport
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> str:
+    """A plain table, as wide as it needs to be; the columns in ``right`` are aligned to the right."""
+    cells = [list(columns), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(line(row) for row in cells)
+
+
+class Progress(Observer):
+    """Shows runs while they run: a bar on a terminal, one line a tier elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[loss]}"),
+                progress.TimeElapsedColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=None, loss="")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def stage(self, text: str) -> None:
+        """Something that takes a moment begins."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+
+    def started(self, tier: str, steps: int) -> None:
+        """A tier begins to train."""
+        if self._bar is not None:
+            self._bar.reset(self._task, total=steps, description=tier, loss="")
+        else:
+            _say(f"{tier}: {steps} steps")
+
+    def advanced(self, step: int, loss: float) -> None:
+        """So many steps are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=f"loss {loss:.4g}")
+
+    def finished(self, run: RunReport) -> None:
+        """A run ended: a failure is told at once, with its reason."""
+        if run.error is not None:
+            _say(f"{run.tier}: {run.status}: {one_line(run.error)}")
+            if run.hint:
+                _say(f"hint: {one_line(run.hint)}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201 -- progress goes to stderr
+
+
+def report_text(report: Report) -> str:
+    """The table of runs, and where to look next."""
+    keys = list(dict.fromkeys(key for run in report.runs for key in run.val))
+    columns = [
+        "tier",
+        "status",
+        "device",
+        "steps",
+        "first loss",
+        "final loss",
+        *keys,
+        "train s",
+        "total s",
+        "max |onnx - tier|",
+    ]
+    lines = [table(columns, [_run_row(run, keys) for run in report.runs], right=columns[3:]), ""]
+    lines += [f"model:   {run.onnx['path']}" for run in report.runs if run.onnx]
+    for run in report.runs:
+        if run.unsent:
+            kept = f", kept in {run.unsent['path']}" if run.unsent["path"] else ""
+            lines.append(
+                f"unsent:  {run.unsent['points']} points of {run.tier}{kept} ({run.unsent['reason']})"
+            )
+    lines.append(f"compare: {_ui_command(report.tracking_uri)}")
+    return "\n".join(lines)
+
+
+def _run_row(run: RunReport, keys: Sequence[str]) -> list[str]:
+    def number(value: float | None, form: str = ".4g") -> str:
+        return "" if value is None else format(value, form)
+
+    return [
+        run.tier,
+        run.status,
+        run.device,
+        str(run.steps),
+        number(run.first_loss),
+        number(run.final_loss),
+        *(number(run.val.get(key)) for key in keys),
+        number(run.seconds.get("train"), ".2f"),
+        number(run.seconds.get("total"), ".2f"),
+        number(run.onnx["max_abs_diff"], ".2g") if run.onnx else "",
+    ]
+
+
+def _ui_command(tracking_uri: str) -> str:
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+    if tracking_uri == "sqlite:///mlflow.db":
+        return "mlflow ui"
+    return f"mlflow ui --backend-store-uri {tracking_uri}"
+
+
+def verify_text(report: VerifyReport) -> str:
+    """The checks of a model file, and what it says of itself."""
+    rows = [["ok" if check.ok else "FAIL", check.name, check.detail] for check in report.checks]
+    text = table(["", "check", "seen"], rows)
+    if report.metadata:
+        about = table(["metadata", ""], [[key, _short(value)] for key, value in report.metadata.items()])
+        text = f"{text}\n\n{about}"
+    return text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 12:
+        return f"{', '.join(map(str, value[:12]))}, … ({len(value)} in all)"
+    return one_line(", ".join(map(str, value)) if isinstance(value, list) else str(value))

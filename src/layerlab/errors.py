@@ -1,0 +1,125 @@
+"""Every error that layerlab raises on purpose.
+
+LayerlabError                 one line and a hint; anything else keeps its traceback
+├── InputError                what was asked for cannot be done: nothing was run or written
+│   ├── SpecError             a key, a value or a flag
+│   ├── DataError             a table, a column, a row
+│   ├── PluginError           an unknown, ambiguous or broken tier
+│   ├── AcceleratorError      a device or a precision that is not there
+│   └── TrackingError         a store that cannot be reached or written at the start
+├── RunError                  it was tried and did not work
+│   ├── DivergedError         a loss that is no longer a finite number
+│   ├── TierError             a tier that raised, or broke the contract
+│   └── ModelError            an ONNX file that fails a check
+└── Interrupted               SIGINT or SIGTERM
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+
+class LayerlabError(Exception):
+    """Base of the tree: a message of one line, a hint, and the exit code of a command that ends with it.
+
+    Args:
+        message: One line that names the culprit.
+        hint: What the user can do about it, if there is something.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(one_line(message))
+        self.hint = hint
+
+
+class InputError(LayerlabError):
+    """What was asked for cannot be done; nothing was run and nothing was written."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """A key, a value or a flag of the experiment is wrong."""
+
+
+class DataError(InputError):
+    """The data cannot be read or cannot be learned from."""
+
+
+class PluginError(InputError):
+    """A tier is unknown, ambiguous or broken."""
+
+
+class AcceleratorError(InputError):
+    """The accelerator or the precision is not available here, or not to this tier."""
+
+
+class TrackingError(InputError):
+    """The tracking store cannot be reached, opened or written."""
+
+
+class RunError(LayerlabError):
+    """A run was tried and did not work."""
+
+
+class DivergedError(RunError):
+    """A figure that should be a finite number is not.
+
+    Args:
+        what: The figure: "loss", "val_loss", "parameters".
+        value: Its value, as text.
+        step: The first step (0-based) at which it was seen.
+    """
+
+    def __init__(self, what: str, value: str, step: int) -> None:
+        super().__init__(f"{what} became {value} at step {step}", hint="try a smaller learning rate: --lr")
+        self.step = step
+
+
+class TierError(RunError):
+    """A tier raised an error, or broke the contract."""
+
+
+class ModelError(RunError):
+    """An ONNX model fails a check."""
+
+
+class Interrupted(LayerlabError):  # noqa: N818 -- nobody made an error
+    """A signal asked the process to stop.
+
+    Args:
+        signum: The number of the signal.
+
+    Attributes:
+        report: What was done until then, a `layerlab.Report`; None where nothing was begun.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.report: Any = None
+        # the shell's convention for a process that a signal ended
+        self.exit_code = 128 + signum
+
+
+def one_line(text: str) -> str:
+    """Folds ``text`` into one printable line."""
+    folded = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in folded)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """A hint for a name that is not among those known: the closest one, or all there are."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    if not names:
+        return None
+    shown = ", ".join(names[:20])
+    return f"there are: {shown}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")

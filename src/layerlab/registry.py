@@ -1,0 +1,204 @@
+"""Tiers by name: found through the entry-point group ``layerlab.tiers``, loaded only when chosen.
+
+Listing reads the metadata of installed distributions and runs none of their code. The built-in tiers come
+through the same group. ``LAYERLAB_PLUGINS=a,b`` allows only those distributions beside the built-ins; set to
+nothing it allows none.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerlab.errors import PluginError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from layerlab.tier import Tier
+
+GROUP = "layerlab.tiers"
+ALL = "all"
+_OWN = "layerlab"
+
+
+@dataclass(frozen=True)
+class TierRow:
+    """What is known of a tier without loading it.
+
+    Attributes:
+        name: The name of the entry point.
+        distribution: The distribution that offers it.
+        version: The version of that distribution.
+        summary: One line: of a built-in tier what is by hand, of another the distribution's summary.
+        selector: What selects it: ``name``, or ``distribution:name`` where others have the same name.
+        target: Where its class is, as ``module:attribute``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    summary: str
+    selector: str
+    target: str
+    entry_point: metadata.EntryPoint = field(repr=False, compare=False)
+
+    @property
+    def builtin(self) -> bool:
+        """Whether layerlab itself offers the tier."""
+        return self.distribution == _OWN
+
+    def as_dict(self) -> dict[str, str]:
+        """What ``layerlab plugins --json`` prints of the row."""
+        names = ("name", "selector", "distribution", "version", "summary", "target")
+        return {name: getattr(self, name) for name in names}
+
+
+def rows() -> list[TierRow]:
+    """All tiers that may be used: the built-ins in the order of the ladder, then others by name."""
+    allowed = _allowed()
+    found: list[TierRow] = []
+    about: dict[int, metadata.PackageMetadata] = {}  # reading it parses a file, every time
+    for point in metadata.entry_points(group=GROUP):
+        distribution = point.dist
+        assert distribution is not None  # an entry point that was found has one
+        if id(distribution) not in about:
+            about[id(distribution)] = distribution.metadata
+        facts = about[id(distribution)]
+        if allowed is None or normalised(facts["Name"]) in allowed | {_OWN}:
+            found.append(_row(facts, point))
+    named: dict[str, list[TierRow]] = {}
+    for row in found:
+        named.setdefault(row.name, []).append(row)
+    listed = [_with_selector(row, named[row.name]) for row in found]
+    order = {name: i for i, name in enumerate(builtin_names())}
+    return sorted(listed, key=lambda r: (not r.builtin, order.get(r.name, 0), r.name, r.distribution))
+
+
+def builtin_names() -> list[str]:
+    """The names of the built-in tiers, from most to least by hand."""
+    return ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
+
+
+def find(name: str) -> TierRow:
+    """The row of a tier by ``name`` or ``distribution:name``. A built-in tier wins a clash of names.
+
+    Raises:
+        PluginError: No tier of that name, or several.
+    """
+    listed = rows()
+    distribution, colon, short = name.rpartition(":")
+    if colon:
+        hits = [
+            r for r in listed if r.name == short and normalised(r.distribution) == normalised(distribution)
+        ]
+    else:
+        hits = [r for r in listed if r.name == name]
+        hits = [r for r in hits if r.builtin] or hits
+    if not hits:
+        raise PluginError(
+            f"no tier is called '{one_line(name)}'", hint=did_you_mean(name, [r.selector for r in listed])
+        )
+    if len(hits) > 1:
+        offered = " and ".join(f"{r.distribution} {r.version}" for r in hits)
+        choices = " or ".join(f"--plugin {r.distribution}:{r.name}" for r in hits)
+        raise PluginError(f"'{name}' is offered by {offered}", hint=f"say which: {choices}")
+    return hits[0]
+
+
+def select(names: list[str] | tuple[str, ...]) -> list[TierRow]:
+    """The rows of several tiers, each once, in the order given; "all" is the seven built-in ones.
+
+    Raises:
+        PluginError: A name that selects nothing, or several.
+    """
+    chosen: dict[str, TierRow] = {}
+    for name in names:
+        for single in builtin_names() if name == ALL else [name]:
+            row = find(single)
+            chosen.setdefault(row.selector, row)
+    return list(chosen.values())
+
+
+def load(row: TierRow) -> type[Tier]:
+    """Imports a tier's class.
+
+    Raises:
+        PluginError: The import fails in whatever way, or what it gives is not a tier.
+    """
+    from layerlab.tier import Tier
+
+    where = f"tier '{row.name}' of {row.distribution} {row.version}"
+    try:
+        tier = row.entry_point.load()
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(
+            f"{where} cannot be loaded: {reason}", hint="see: layerlab plugins --check"
+        ) from error
+    if not (isinstance(tier, type) and issubclass(tier, Tier)):
+        raise PluginError(f"{where}: {row.target} is not a subclass of layerlab.Tier")
+    if fault := tier.contract_fault():
+        raise PluginError(f"{where}: {fault}")
+    return tier
+
+
+def describe(row: TierRow, tier: type[Tier]) -> dict[str, Any]:
+    """All that can be said of a loaded tier: its documentation, recipe, capabilities and source."""
+    module = sys.modules[tier.__module__]
+    return {
+        **row.as_dict(),
+        "accelerators": sorted(tier.accelerators),
+        "precisions": sorted(tier.precisions),
+        "recipe": asdict(tier.recipe),
+        "splits_step": tier.splits_step(),
+        "resumable": tier.resumable(),
+        "documentation": "\n\n".join(inspect.cleandoc(d) for d in (module.__doc__, tier.__doc__) if d),
+        "source": inspect.getsource(module),
+    }
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as the packaging specifications compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _allowed() -> set[str] | None:
+    text = os.environ.get("LAYERLAB_PLUGINS")
+    return None if text is None else {normalised(part.strip()) for part in text.split(",") if part.strip()}
+
+
+def _row(facts: metadata.PackageMetadata, point: metadata.EntryPoint) -> TierRow:
+    distribution = one_line(facts["Name"])
+    summary = _first_sentence(point.value) if distribution == _OWN else None
+    return TierRow(
+        name=point.name,
+        distribution=distribution,
+        version=facts["Version"],
+        summary=summary or one_line((facts.get_all("Summary") or [""])[0]),
+        selector=point.name,
+        target=point.value,
+        entry_point=point,
+    )
+
+
+def _with_selector(row: TierRow, namesakes: list[TierRow]) -> TierRow:
+    clash = len(namesakes) > 1 and not row.builtin
+    full = f"{row.distribution}:{row.name}"
+    return TierRow(**{**vars(row), "selector": full}) if clash else row
+
+
+def _first_sentence(target: str) -> str | None:
+    """The first sentence of a built-in tier's file, read without importing it."""
+    relative = target.partition(":")[0].split(".")[1:]
+    path = Path(__file__).parent.joinpath(*relative).with_suffix(".py")
+    try:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    except (OSError, SyntaxError):
+        return None
+    return (docstring or "").partition("\n")[0] or None

@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM: a wish to stop that is looked at between blocks, so that the record can be closed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from layerlab.errors import Interrupted
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+class StopSignals:
+    """Within this context SIGINT and SIGTERM are noted; `check` raises. A second SIGINT stops at once.
+
+    Only the main thread can take signals: elsewhere the context does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Stops if a signal came.
+
+        Raises:
+            Interrupted: A signal came since the context was entered.
+        """
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the handler's signature
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum

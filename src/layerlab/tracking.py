@@ -1,0 +1,466 @@
+"""The record of a run in MLflow: opened before training, written beside it, closed truthfully after it.
+
+Points travel through a bounded queue to a thread that sends them, up to 1000 a call. A store that fails in
+the middle of a training does not stop it: what cannot be sent is kept in a file and named in the report.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
+
+# Nothing leaves the machine but to the store that the user names; said before mlflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    RunTag,
+)
+from mlflow.exceptions import MlflowException
+
+from layerlab.errors import TrackingError, one_line
+
+if TYPE_CHECKING:
+    import onnx
+
+    from layerlab.tier import Array
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+# MLflow's limits for one call.
+POINTS_A_CALL = 1000
+PARAMS_A_CALL = 100
+LONGEST_TAG = 5000
+# Blocks that may wait to be sent: a bound on memory. A training that is faster than its store waits here.
+QUEUED_BLOCKS = 16
+SPOOL = Path(".layerlab") / "spool"
+
+Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
+
+
+def resolve_uri(given: str | None) -> str:
+    """The store to use: what was given, ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder."""
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def without_credentials(uri: str) -> str:
+    """A URI that may be shown and stored: no user, no password, no query."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri.partition("?")[0]
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is recorded of a run before it starts.
+
+    Attributes:
+        experiment: Name of the experiment; it is made if it is not there.
+        name: Name of the run.
+        params: Flat parameters.
+        tags: Flat tags.
+        spec_yaml: The resolved spec, kept as ``spec.yaml``.
+        dataset: The data set, as MLflow describes it.
+    """
+
+    experiment: str
+    name: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    spec_yaml: str
+    dataset: Dataset
+
+
+class Store:
+    """An open tracking store.
+
+    Args:
+        uri: As MLflow writes it.
+
+    Raises:
+        TrackingError: The store cannot be reached or opened.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.shown_uri = without_credentials(uri)
+        # What MLflow does to its tables is no news to whoever trains a network.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # The client would print the address of every run to stdout, which belongs to the report.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        if uri == DEFAULT_URI:
+            _refuse_old_file_store()
+        # MLflow would retry a server that is gone for minutes, each time anew. Whoever sets these is heard.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        with _translated(self, "cannot be opened"), _one_at_a_time(uri):
+            self.client = MlflowClient(tracking_uri=uri)
+            # The first call creates or migrates a database, or finds that there is no server.
+            self.client.search_experiments(max_results=1)
+
+    def start_run(self, info: RunInfo) -> RunRecord:
+        """Makes a run, with all that is known of it before it starts.
+
+        Raises:
+            TrackingError: The store refuses something; a run that was made is FAILED.
+        """
+        with _translated(self, "refuses the run"):
+            experiment_id = self._experiment_id(info.experiment)
+            tags = {key: one_line(value)[:LONGEST_TAG] for key, value in info.tags.items()}
+            run = self.client.create_run(experiment_id, tags=tags, run_name=info.name)
+            record = RunRecord(self, run.info.run_id, experiment_id)
+            try:
+                params = [Param(key, value) for key, value in info.params.items()]
+                for start in range(0, len(params), PARAMS_A_CALL):
+                    self.client.log_batch(record.run_id, params=params[start : start + PARAMS_A_CALL])
+                self.client.log_text(record.run_id, info.spec_yaml, "spec.yaml")
+                context = [InputTag("mlflow.data.context", "training")]
+                self.client.log_inputs(record.run_id, [DatasetInput(info.dataset, context)])
+            except BaseException:
+                record.finish("FAILED", "the record could not be started")
+                raise
+            return record
+
+    def _experiment_id(self, name: str) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self.client.create_experiment(name))
+            except MlflowException as error:
+                # another process may have been faster
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise error from None
+        if experiment.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment '{name}' is deleted", hint="restore it, or use another --experiment"
+            )
+        return str(experiment.experiment_id)
+
+
+@dataclass
+class Unsent:
+    """Points that a store did not take: how many, where they are kept, and why."""
+
+    points: int
+    path: str
+    reason: str
+
+
+class RunRecord:
+    """The record of one run, while it runs.
+
+    Args:
+        store: Where it is kept.
+        run_id: The MLflow run.
+        experiment_id: Its experiment.
+    """
+
+    def __init__(self, store: Store, run_id: str, experiment_id: str) -> None:
+        self.run_id = run_id
+        self._client, self._experiment_id = store.client, experiment_id
+        self._spool = _Spool(SPOOL / f"{run_id}.jsonl")
+        self._queue: queue.Queue[list[Point] | None] = queue.Queue(QUEUED_BLOCKS)
+        self._thread = threading.Thread(target=self._send_all, name="layerlab-tracking", daemon=True)
+        self._thread.start()
+
+    def log_losses(self, first_step: int, losses: Array, began: float, ended: float) -> None:
+        """Queues the losses of consecutive steps as metric ``loss``; the block's time is spread over them."""
+        pace = (ended - began) / len(losses)
+        self._queue.put(
+            [
+                ("loss", float(loss), int((began + pace * i) * 1000), first_step + i)
+                for i, loss in enumerate(losses, 1)
+            ]
+        )
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Queues figures of the network as it is after ``step`` updates."""
+        now = int(time.time() * 1000)
+        self._queue.put([(key, float(value), now, step) for key, value in metrics.items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Adds tags."""
+        with self._noted():
+            self._client.log_batch(
+                self.run_id, tags=[RunTag(k, one_line(v)[:LONGEST_TAG]) for k, v in tags.items()]
+            )
+
+    def log_text(self, text: str, name: str) -> None:
+        """Keeps a text as an artifact."""
+        with self._noted():
+            self._client.log_text(self.run_id, text, name)
+
+    def log_model(self, model: onnx.ModelProto, *, name: str, step: int) -> None:
+        """Keeps an ONNX model with its signature, linked to the run.
+
+        `mlflow.onnx.log_model` would do, but it works on a run that is active in the whole process, and reads
+        back every metric of the run.
+        """
+        from mlflow.models import Model
+        from mlflow.onnx import save_model
+
+        with self._noted(), tempfile.TemporaryDirectory() as folder:
+            logged = self._client.create_logged_model(
+                self._experiment_id, name=name, source_run_id=self.run_id, model_type="DoubleLayerNet"
+            )
+            try:
+                path = Path(folder) / "model"
+                save_model(
+                    model,
+                    str(path),
+                    mlflow_model=Model(
+                        artifact_path=logged.artifact_location,
+                        model_uuid=logged.model_id,
+                        model_id=logged.model_id,
+                        run_id=self.run_id,
+                    ),
+                    signature=_signature(model),
+                    pip_requirements=_requirements("mlflow", "onnx", "onnxruntime", "numpy"),
+                    onnx_execution_providers=["CPUExecutionProvider"],
+                    save_as_external_data=False,
+                )
+                self._client.log_model_artifacts(logged.model_id, str(path))
+                self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=step)])
+                self._client.finalize_logged_model(logged.model_id, "READY")
+            except BaseException:
+                self._client.finalize_logged_model(logged.model_id, "FAILED")
+                raise
+
+    def finish(self, status: str, reason: str | None = None) -> Unsent | None:
+        """Sends what is queued and closes the run.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            reason: Why, if not FINISHED.
+
+        Returns:
+            What the store did not take, or None.
+        """
+        self._queue.put(None)
+        self._thread.join()
+        self._deliver_spool()
+        if reason is not None:
+            self.set_tags({"layerlab.reason": reason})
+        with self._noted():
+            self._client.set_terminated(self.run_id, status=status)
+        return self._spool.unsent()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A store that fails is not worth a training: the failure is noted, and told at the end."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
+            self._spool.reason = self._spool.reason or _reason(error)
+
+    def _send_all(self) -> None:
+        while (points := self._queue.get()) is not None:
+            for start in range(0, len(points), POINTS_A_CALL):
+                chunk = points[start : start + POINTS_A_CALL]
+                if self._spool.count:  # order is kept: once one is spooled, all that follow are
+                    self._spool.add(chunk)
+                    continue
+                try:
+                    self._send(chunk)
+                except Exception as error:  # noqa: BLE001 -- as above
+                    self._spool.reason = _reason(error)
+                    self._spool.add(chunk)
+
+    def _send(self, points: list[Point]) -> None:
+        self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in points])
+
+    def _deliver_spool(self) -> None:
+        # MLflow drops a point that it has, so one that was taken although its answer was lost is not doubled.
+        try:
+            for points in self._spool.chunks():
+                self._send(points)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._spool.reason = _reason(error)
+        else:
+            self._spool.clear()
+
+
+@dataclass
+class _Spool:
+    """Points on disk, as JSON lines; the file is there only while it holds something."""
+
+    path: Path
+    count: int = 0
+    lost: int = 0
+    reason: str | None = field(default=None)
+
+    def add(self, points: list[Point]) -> None:
+        self.count += len(points)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(point) + "\n" for point in points)
+        except OSError as error:
+            self.lost += len(points)
+            self.reason = f"{self.reason}; {self.path}: {error.strerror}"
+
+    def chunks(self) -> Iterator[list[Point]]:
+        if not self.count or not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            chunk: list[Point] = []
+            for line in file:
+                chunk.append(tuple(json.loads(line)))
+                if len(chunk) == POINTS_A_CALL:
+                    yield chunk
+                    chunk = []
+            if chunk:
+                yield chunk
+
+    def clear(self) -> None:
+        if self.lost:
+            self.count = self.lost
+        elif self.count:
+            self.count, self.reason = 0, None
+        self.path.unlink(missing_ok=True)
+
+    def unsent(self) -> Unsent | None:
+        if self.reason is None:
+            return None
+        return Unsent(self.count, str(self.path) if self.path.exists() else "", self.reason)
+
+
+def describe_dataset(
+    name: str, digest: str, source: str, *, rows: int, n_in: int, n_out: int, target: tuple[str, ...]
+) -> Dataset:
+    """A data set in MLflow's terms.
+
+    Args:
+        name: What the data is called.
+        digest: The start of a hash of its content.
+        source: "generated", "scikit-learn", or the path of a file.
+        rows: Number of rows.
+        n_in: Number of inputs.
+        n_out: Number of outputs.
+        target: Names of the target columns of a file.
+    """
+
+    def tensor(width: int) -> str:
+        spec = {"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, width]}}
+        return json.dumps([spec])
+
+    local = source not in {"generated", "scikit-learn"}
+    return Dataset(
+        name=name[:500],
+        digest=digest,
+        source_type="local" if local else "code",
+        source=json.dumps(
+            {"uri": source} if local else {"tags": {"mlflow.source.name": f"{source}: {name}"}}
+        ),
+        schema=json.dumps({"mlflow_tensorspec": {"features": tensor(n_in), "targets": tensor(n_out)}}),
+        profile=json.dumps(
+            {"num_rows": rows, "num_features": n_in, "num_targets": n_out, "target": list(target)}
+        ),
+    )
+
+
+def source_tags() -> dict[str, str]:
+    """MLflow's own tags for who ran what: user, command, and the git commit of this folder if it has one."""
+    tags = {"mlflow.source.name": "layerlab run", "mlflow.source.type": "LOCAL"}
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        tags["mlflow.user"] = str(os.getuid())
+    try:
+        commit = _git("rev-parse", "HEAD")
+        tags["mlflow.source.git.commit"] = commit
+        tags["layerlab.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or no repository: then there is no commit to name
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+
+
+def _signature(model: onnx.ModelProto) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+    from onnx import helper
+
+    def schema(value: Any) -> Schema:
+        tensor = value.type.tensor_type
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return Schema([TensorSpec(dtype, (-1, tensor.shape.dim[1].dim_value), value.name)])
+
+    return ModelSignature(inputs=schema(model.graph.input[0]), outputs=schema(model.graph.output[0]))
+
+
+def _requirements(*names: str) -> list[str]:
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name)}" for name in names]
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(str(error))[:300]}"
+
+
+def _refuse_old_file_store() -> None:
+    old = [p for p in Path("mlruns").glob("*/meta.yaml") if p.parent.name.isdigit()]
+    if old:
+        raise TrackingError(
+            f"{old[0]} belongs to an MLflow file store, which 'mlflow ui' no longer opens beside mlflow.db",
+            hint="mlflow migrate-filestore moves it, or use another folder or --tracking-uri",
+        )
+
+
+@contextmanager
+def _translated(store: Store, what: str) -> Iterator[None]:
+    """Turns what a store raises, whatever its driver, into one line."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        text = one_line(str(error)).replace(store.uri, store.shown_uri)
+        hint = None
+        if "out-of-date database schema" in text or "Can't locate revision" in text:
+            hint = "another version of MLflow wrote the database: upgrade MLflow, or use another store"
+        elif store.uri.startswith(("http://", "https://")):
+            hint = "is the server running? start it with: mlflow server --host 127.0.0.1"
+        raise TrackingError(f"tracking store {store.shown_uri} {what}: {text[:300]}", hint=hint) from error
+
+
+@contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Processes that create or migrate one SQLite database at once would break it."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    if not uri.startswith("sqlite:///") or not path or path == ":memory:":
+        yield
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise TrackingError(f"tracking store {uri}: there is no folder {Path(path).parent}")
+    with FileLock(f"{path}.lock"):
+        yield

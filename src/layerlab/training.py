@@ -1,0 +1,413 @@
+"""Training under Lightning, a block of steps at a time.
+
+What Lightning calls a batch is here a *block*: a slice of consecutive steps. `TierModule.training_step` runs
+the whole block and writes each loss into a tensor on the device; nothing waits for the device and nothing is
+logged before the block ends. Lightning's counters are then moved on by the block's length, so that
+`global_step`, `max_steps` and `ModelCheckpoint(every_n_train_steps=...)` speak of steps, as always.
+
+What Lightning calls an epoch is here what lies between two validations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from layerlab.errors import DivergedError, LayerlabError, TierError
+from layerlab.seeding import generator
+from layerlab.tier import host_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from torch import Tensor
+
+    from layerlab.tier import Array, Params, Tier
+
+# A block aims at this long: long beside what Lightning does once a block (about a millisecond), short beside
+# the patience of somebody who presses Ctrl-C.
+BLOCK_SECONDS = 0.25
+FIRST_BLOCK = 8
+LONGEST_BLOCK = 10_000
+# The rows of a block of minibatches are gathered at once, up to this many bytes.
+GATHER_BYTES = 2**25
+# Rows that are predicted at once outside training.
+PREDICT_ROWS = 8192
+
+
+class Batches:
+    """The training data on the device, and which rows each step sees.
+
+    The order of an epoch is a permutation drawn from (seed, epoch): a run that goes on from any step sees the
+    batches that it would have seen. A full batch keeps the rows as they are.
+
+    Args:
+        x: Inputs, shape (N, n_in).
+        y: Targets, shape (N, n_out).
+        batch_size: Rows a step; the last step of an epoch takes what is left.
+        seed: The seed of the run.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, *, batch_size: int, seed: int) -> None:
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.steps_per_epoch = math.ceil(len(x) / batch_size)
+        row_bytes = x[:1].nbytes + y[:1].nbytes
+        self.most_steps = (
+            max(1, GATHER_BYTES // (batch_size * row_bytes)) if self.steps_per_epoch > 1 else LONGEST_BLOCK
+        )
+        self._epoch = -1
+        self._order = np.arange(0)
+
+    def block(self, steps: range) -> Iterable[tuple[Tensor, Tensor]]:
+        """The batch of every step: inputs (B, n_in) and targets (B, n_out), contiguous."""
+        if self.steps_per_epoch == 1:
+            return itertools.repeat((self.x, self.y), len(steps))
+        chosen = [self._rows(step) for step in steps]
+        index = torch.from_numpy(np.concatenate(chosen)).to(self.x.device)
+        sizes = [len(rows) for rows in chosen]
+        x, y = self.x.index_select(0, index), self.y.index_select(0, index)
+        return zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
+
+    def _rows(self, step: int) -> Any:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = generator(self.seed, "order", epoch).permutation(len(self.x))
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+class Sink(Protocol):
+    """Where the figures of a training go, a block at a time."""
+
+    def log_losses(self, first_step: int, losses: Array, began: float, ended: float) -> None:
+        """Takes the losses of consecutive steps, and when they began and ended (`time.time`)."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes figures of the network as it is after ``step`` updates."""
+
+
+class NoSink:
+    """A sink that keeps nothing."""
+
+    def log_losses(self, first_step: int, losses: Array, began: float, ended: float) -> None:
+        """Does nothing."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+
+class NeverStop:
+    """The stop signals of a training that nobody stops."""
+
+    def check(self) -> None:
+        """Does nothing; `layerlab.signals.StopSignals` raises here."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows in units of training, on the host.
+
+    Attributes:
+        x: Training inputs, shape (N, n_in).
+        y: Training targets, shape (N, n_out).
+        x_val: Validation inputs, shape (M, n_in), M possibly 0.
+        y_val: Validation targets, shape (M, n_out).
+        classification: Whether targets are one-hot classes.
+    """
+
+    x: Array
+    y: Array
+    x_val: Array
+    y_val: Array
+    classification: bool = False
+
+
+class TierModule(pl.LightningModule):
+    """A tier as a LightningModule: give it to any `Trainer` with one device.
+
+    Args:
+        tier_class: The tier.
+        params: First parameters.
+        data: Training and validation rows.
+        lr: Learning rate.
+        batch_size: Rows a step.
+        seed: What the order of minibatches is drawn from.
+        round_steps: Steps between two validations; None: all steps where ``max_steps`` says how many, else
+            one pass through the data.
+        sink: Where losses and metrics go.
+        stop: Asked after every block whether to stop; it raises to stop.
+    """
+
+    def __init__(
+        self,
+        tier_class: type[Tier],
+        params: Params,
+        data: TrainingData,
+        *,
+        lr: float,
+        batch_size: int,
+        seed: int = 0,
+        round_steps: int | None = None,
+        sink: Sink | None = None,
+        stop: Any = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self._tier_class, self._params, self._data = tier_class, params, data
+        self._lr, self._batch_size, self._seed = lr, batch_size, seed
+        self._round_steps = round_steps
+        self._sink: Sink = sink or NoSink()
+        self._stop = stop or NeverStop()
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
+        self.val_metrics: dict[str, float] = {}
+        self.seconds_per_step = 0.0
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 -- Lightning's hook
+        """Builds the tier where the trainer runs, and puts the data there."""
+        device = self.trainer.strategy.root_device
+        self.dtype_ = torch.float64 if self.trainer.precision == "64-true" else torch.float32
+
+        def tensor(array: Array) -> Tensor:
+            return torch.as_tensor(array).to(device=device, dtype=self.dtype_)
+
+        host = np.float64 if self.dtype_ is torch.float64 else np.float32
+        params = self._params.map(lambda p: p.astype(host))
+        try:
+            self.tier = self._tier_class(params, lr=self._lr, device=device, dtype=self.dtype_)
+        except LayerlabError:
+            raise
+        except Exception as error:
+            raise TierError(f"the tier cannot be built: {type(error).__name__}: {error}") from error
+        data = self._data
+        self.batches = Batches(tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed)
+        self._x_val = tensor(data.x_val)
+        self._losses = torch.zeros(LONGEST_BLOCK, dtype=self.dtype_, device=device)
+
+    def configure_optimizers(self) -> None:
+        """The tier updates itself."""
+
+    def train_dataloader(self) -> Blocks:
+        """The blocks, from wherever training stands."""
+        return Blocks(self)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002 -- Lightning's hook
+        """A slice of steps or rows is on no device."""
+        return batch
+
+    def training_step(self, batch: slice, batch_idx: int) -> None:  # noqa: ARG002 -- Lightning's hook
+        """Runs a block of steps, then moves Lightning's counters and hands the losses on."""
+        steps, step, losses = range(batch.start, batch.stop), self.tier.step, self._losses
+        began, clock = time.time(), time.perf_counter()
+        i = 0
+        try:
+            for i, (x, y) in enumerate(self.batches.block(steps)):
+                loss = step(x, y)
+                losses[i] = loss if torch.is_tensor(loss) else float(loss)
+            host = host_copy(losses[: len(steps)])  # waits for the device, once a block
+        except Exception as error:
+            raise TierError(f"step {batch.start + i} failed: {type(error).__name__}: {error}") from error
+        self.seconds_per_step = (time.perf_counter() - clock) / len(steps)
+        self._advance(len(steps))
+        finite = np.isfinite(host)
+        good = len(host) if finite.all() else int(finite.argmin())
+        if good:
+            self.first_loss = float(host[0]) if self.first_loss is None else self.first_loss
+            self.last_loss = float(host[good - 1])
+            self._sink.log_losses(batch.start, host[:good], began, time.time())
+        if good < len(host):
+            raise DivergedError("loss", str(host[good]), batch.start + good)
+        self._stop.check()
+
+    def _advance(self, steps: int) -> None:
+        # Lightning counts the steps of its own optimizers; there are none, so its counter is moved by hand.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for counter in (progress.total, progress.current):
+            counter.ready += steps
+            counter.completed += steps
+
+    def val_dataloader(self) -> Slices:
+        """The validation rows, as slices."""
+        return Slices(len(self._data.x_val))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the last predictions."""
+        self._predicted: list[Array] = []
+
+    def validation_step(self, batch: slice, batch_idx: int) -> None:  # noqa: ARG002 -- Lightning's hook
+        """Predicts some rows."""
+        self._predicted.append(_forward(self.tier, self._x_val[batch]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Figures over all validation rows, after so many updates."""
+        y_pred = np.concatenate(self._predicted)
+        metrics = validation_metrics(y_pred, self._data.y_val, classification=self._data.classification)
+        if not np.isfinite(metrics["val_loss"]):
+            raise DivergedError("val_loss", str(metrics["val_loss"]), self.global_step)
+        self.val_metrics = metrics
+        self._sink.log_metrics(self.global_step, metrics)
+
+    def predict(self, x: Array) -> Array:
+        """The tier's own predictions for inputs in units of training: (N, n_in) to (N, n_out), float64."""
+        device = self.batches.x.device
+        with torch.no_grad():
+            parts = [
+                _forward(self.tier, torch.as_tensor(part).to(device=device, dtype=self.dtype_))
+                for part in np.split(x, range(PREDICT_ROWS, len(x), PREDICT_ROWS))
+            ]
+        return np.concatenate(parts)
+
+    def check_params(self) -> None:
+        """Looks at the parameters once more: the last update has no loss that would show what it did.
+
+        Raises:
+            DivergedError: A parameter is not a finite number.
+        """
+        for name, p in self.tier.params()._asdict().items():
+            if p is not None and not np.isfinite(p).all():
+                raise DivergedError(
+                    f"a parameter of {name}", str(p[~np.isfinite(p)][0]), self.global_step - 1
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the tier's state: tensors and numbers only, so that ``weights_only=True`` loads it."""
+        checkpoint["layerlab"] = {"tier": _plain(self.tier.state()), "first_loss": self.first_loss}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on from a tier's state."""
+        self.tier.load_state(checkpoint["layerlab"]["tier"])
+        self.first_loss = checkpoint["layerlab"]["first_loss"]
+
+    def round_end(self, step: int) -> int:
+        """The step at which the Lightning epoch that holds ``step`` ends."""
+        last = self.trainer.max_steps
+        if last == -1:
+            return _next_multiple(step, self._round_steps or self.batches.steps_per_epoch)
+        return min(last, _next_multiple(step, self._round_steps or last))
+
+    def block_end(self, step: int) -> int:
+        """The step at which a block that starts at ``step`` must end at the latest."""
+        every = (getattr(c, "_every_n_train_steps", 0) for c in self.trainer.checkpoint_callbacks)
+        return min([self.round_end(step), *(_next_multiple(step, n) for n in every if n)])
+
+
+def _next_multiple(step: int, of: int) -> int:
+    return (step // of + 1) * of
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Rows from 0 on, as slices; not a list, which Lightning would take for several loaders."""
+
+    rows: int
+
+    def __len__(self) -> int:
+        return math.ceil(self.rows / PREDICT_ROWS)
+
+    def __iter__(self) -> Iterator[slice]:
+        return (
+            slice(start, min(start + PREDICT_ROWS, self.rows)) for start in range(0, self.rows, PREDICT_ROWS)
+        )
+
+
+@dataclass
+class Blocks:
+    """The blocks of one Lightning epoch, each about `BLOCK_SECONDS` long; an iterable without a length.
+
+    Attributes:
+        module: Whose steps they are.
+    """
+
+    module: TierModule
+    _length: int = field(default=FIRST_BLOCK, init=False)
+
+    def __iter__(self) -> Iterator[slice]:
+        """Slices of steps, from where training stands to the end of the Lightning epoch."""
+        step = self.module.global_step
+        end = self.module.round_end(step)
+        while step < end:
+            stop = min(step + self._length, self.module.block_end(step))
+            yield slice(step, stop)
+            step = stop
+            self._adapt()
+
+    def _adapt(self) -> None:
+        seconds = self.module.seconds_per_step
+        wanted = int(BLOCK_SECONDS / seconds) if seconds else self._length
+        # The first steps are slow: warm-up must not be mistaken for the pace.
+        most = min(LONGEST_BLOCK, self.module.batches.most_steps)
+        self._length = max(1, min(wanted, 4 * self._length, most))
+
+
+def validation_metrics(y_pred: Array, y: Array, *, classification: bool) -> dict[str, float]:
+    """Figures of predictions against targets.
+
+    Args:
+        y_pred: Predictions, shape (M, n_out).
+        y: Targets, shape (M, n_out).
+        classification: Whether targets are one-hot.
+
+    Returns:
+        ``val_loss``, the sum of squares over rows and outputs, as in training. A classification adds
+        ``val_accuracy``; a regression ``val_r2``, the mean over outputs of the coefficient of determination
+        (left out where a target does not vary).
+    """
+    y_pred, y = y_pred.astype(np.float64), y.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        residual = np.square(y_pred - y).sum(axis=0)  # (D_out,)
+    metrics = {"val_loss": float(residual.sum())}
+    if classification:
+        metrics["val_accuracy"] = float((y_pred.argmax(axis=1) == y.argmax(axis=1)).mean())
+        return metrics
+    spread = np.square(y - y.mean(axis=0)).sum(axis=0)  # (D_out,)
+    if (spread > 0).all():
+        metrics["val_r2"] = float((1 - residual / spread).mean())
+    return metrics
+
+
+def make_trainer(
+    *,
+    accelerator: str,
+    precision: Any,
+    max_steps: int,
+    validate: bool,
+    callbacks: list[pl.Callback] | None = None,
+) -> pl.Trainer:
+    """A Trainer on one device that logs nothing, saves nothing and draws nothing: layerlab does."""
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_steps=max_steps,
+        max_epochs=-1,
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks or []),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+
+
+def _forward(tier: Tier, x: Tensor) -> Array:
+    try:
+        y_pred = tier.forward(x)
+        if torch.is_tensor(y_pred):
+            y_pred = y_pred.to(torch.float64 if y_pred.device.type != "mps" else torch.float32)
+        return host_copy(y_pred).astype(np.float64)
+    except Exception as error:
+        raise TierError(f"forward failed: {type(error).__name__}: {error}") from error
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _plain(value) for key, value in state.items()}
+    return torch.from_numpy(np.array(state)) if isinstance(state, (np.ndarray, np.generic)) else state
