@@ -198,8 +198,11 @@ def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> N
         raise
     show(report)
     if quiet:
-        for failed in (r for r in report.runs if r.error):
-            _complain(LayerlabError(f"{failed.tier}: {failed.error}", hint=failed.hint))
+        for single in report.runs:
+            if single.error:
+                _complain(LayerlabError(f"{single.tier}: {single.error}", hint=single.hint))
+            if single.unsent:
+                _complain(LayerlabError(console.unsent_text(single)))
     if not report.ok:
         raise typer.Exit(1)
 

@@ -107,14 +107,19 @@ def report_text(report: Report) -> str:
     ]
     lines = [table(columns, [_run_row(run, keys) for run in report.runs], right=columns[3:]), ""]
     lines += [f"model:   {run.onnx['path']}" for run in report.runs if run.onnx]
-    for run in report.runs:
-        if run.unsent:
-            kept = f", kept in {run.unsent['path']}" if run.unsent["path"] else ""
-            lines.append(
-                f"unsent:  {run.unsent['points']} points of {run.tier}{kept} ({run.unsent['reason']})"
-            )
+    lines += [f"unsent:  {unsent_text(run)}" for run in report.runs if run.unsent]
     lines.append(f"compare: {_ui_command(report.tracking_uri)}")
     return "\n".join(lines)
+
+
+def unsent_text(run: RunReport) -> str:
+    """What of a run's record the tracking store did not take."""
+    assert run.unsent is not None
+    points, path, reason = (run.unsent[key] for key in ("points", "path", "reason"))
+    what = (
+        f"{points} points, kept in {path}" if path else f"{points} points" if points else "part of the record"
+    )
+    return f"{run.tier}: the tracking store did not take {what}: {reason}"
 
 
 def _run_row(run: RunReport, keys: Sequence[str]) -> list[str]:

@@ -54,7 +54,7 @@ def host_copy(array: Any) -> Array:
     import numpy as np
 
     if hasattr(array, "detach"):  # a torch tensor, perhaps on a device, perhaps with a gradient
-        array = array.detach().cpu()
+        array = array.detach().cpu().numpy()
     return np.array(array)
 
 

@@ -116,7 +116,7 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         with _translated(self, "cannot be opened"), _one_at_a_time(uri):
-            self.client = MlflowClient(tracking_uri=uri)
+            self.client = MlflowClient(tracking_uri=_absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
 
@@ -191,8 +191,8 @@ class RunRecord:
         pace = (ended - began) / len(losses)
         self._queue.put(
             [
-                ("loss", float(loss), int((began + pace * i) * 1000), first_step + i)
-                for i, loss in enumerate(losses, 1)
+                ("loss", float(loss), int((began + pace * (i + 1)) * 1000), first_step + i)
+                for i, loss in enumerate(losses)
             ]
         )
 
@@ -453,11 +453,22 @@ def _translated(store: Store, what: str) -> Iterator[None]:
         raise TrackingError(f"tracking store {store.shown_uri} {what}: {text[:300]}", hint=hint) from error
 
 
+def _absolute(uri: str) -> str:
+    """A URI that means the same after the working folder changed: MLflow keeps one store a URI."""
+    path = _sqlite_path(uri)
+    return uri if path is None else uri.replace(f"sqlite:///{path}", f"sqlite:///{Path(path).absolute()}", 1)
+
+
+def _sqlite_path(uri: str) -> str | None:
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return path if uri.startswith("sqlite:///") and path not in {"", ":memory:"} else None
+
+
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """Processes that create or migrate one SQLite database at once would break it."""
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    if not uri.startswith("sqlite:///") or not path or path == ":memory:":
+    path = _sqlite_path(uri)
+    if path is None:
         yield
         return
     if not Path(path).absolute().parent.is_dir():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerlab.tier import Params, Recipe, Tier
+from layerlab.tier import Params, Recipe, Tier, host_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class NumpyTier(Tier):
     def forward(self, x: torch.Tensor) -> Array:
         """Predictions, shape (N, D_out)."""
         w1, w2, b1, b2 = self._p
-        self._h = np.asarray(x) @ w1  # (N, H)
+        self._h = x.numpy() @ w1  # (N, H)
         if b1 is not None:
             self._h += b1
         self._h_relu = np.maximum(self._h, 0)  # (N, H)
@@ -46,13 +46,13 @@ class NumpyTier(Tier):
 
     def backward(self, x: torch.Tensor, y_pred: Array, y: torch.Tensor) -> np.floating[Any]:
         """The loss; leaves the gradients behind."""
-        diff = y_pred - np.asarray(y)  # (N, D_out)
+        diff = y_pred - y.numpy()  # (N, D_out)
         loss: np.floating[Any] = np.square(diff).sum()
         grad_y = 2 * diff  # (N, D_out): d loss / d y_pred
         grad_w2 = self._h_relu.T @ grad_y  # (H, D_out)
         grad_h = grad_y @ self._p.w2.T  # (N, H)
         grad_h *= self._h > 0  # relu lets through what was positive, and nothing else
-        grad_w1 = np.asarray(x).T @ grad_h  # (D_in, H)
+        grad_w1 = x.numpy().T @ grad_h  # (D_in, H)
         self._grads = [grad_w1, grad_w2]
         if self._p.b1 is not None:
             self._grads += [grad_h.sum(axis=0), grad_y.sum(axis=0)]  # (H,), (D_out,)
@@ -78,4 +78,4 @@ class NumpyTier(Tier):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` returned."""
         for name, value in state.items():
-            getattr(self._p, name)[...] = value
+            getattr(self._p, name)[...] = host_copy(value)
