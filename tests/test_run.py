@@ -92,7 +92,7 @@ def test_the_report_has_the_promised_shape(folder: Path, layerlab_cli) -> None:
     arguments = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", value)]
     result = layerlab_cli("run", "--plugin", "nn", *arguments, "--val-fraction", 0.25, "--json")
     report = json.loads(result.stdout)
-    assert result.code == 0
+    assert result.code == 0, result.stdout
     assert set(report) == {"runs", "tracking_uri"}
     (run,) = report["runs"]
     promised = {
