@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from helpers import BUILTINS, TINY
 
 import layerlab
-from layerlab.data.dataset import Dataset
+from helpers import BUILTINS, TINY
 from layerlab.data.random import random_dataset
 from layerlab.reference import Adam, gradients, initial_params, sgd
 from layerlab.spec import DataSpec
+
+if TYPE_CHECKING:
+    from layerlab.data.dataset import Dataset
 
 
 def oracle_losses(

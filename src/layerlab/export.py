@@ -132,19 +132,20 @@ def export(
         ModelError: A check failed; there is no file.
     """
     aside = path.with_name(f".{path.name}.unchecked")
+    model = build_model(fold(params, scaler), _dtype(params), metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = build_model(fold(params, scaler), _dtype(params), metadata)
-        with aside.open("wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
-            file.flush()
-            os.fsync(file.fileno())
-        exported = _gate(aside, path, params, predict, scaler, rows, features)
-        aside.replace(path)
+        try:
+            with aside.open("wb") as file:
+                file.write(model.SerializeToString(deterministic=True))
+                file.flush()
+                os.fsync(file.fileno())
+            exported = _gate(aside, path, params, predict, scaler, rows, features)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)
+        raise ModelError(f"{path}: cannot be written: {error.strerror}") from None
     return exported
 
 

@@ -232,7 +232,7 @@ class _Run:
             )
             record.log_model(exported.proto, name=_file_name(job.row.name), step=self.report.steps)
             record.set_tags({"layerlab.onnx": str(exported.path)})
-            record.log_metrics(self.report.steps, {"onnx_max_abs_diff": exported.max_abs_diff})
+            record.log_metrics(self.report.steps, {"onnx/max_abs_diff": exported.max_abs_diff})
             self.report.onnx = exported.as_dict()
         finally:
             self._lap("export")
@@ -250,7 +250,7 @@ class _Run:
                 str(error) if isinstance(error, LayerlabError) else f"{type(error).__name__}: {error}"
             )
             report.hint = getattr(error, "hint", None)
-        record.log_metrics(report.steps, {f"seconds_{part}": took for part, took in report.seconds.items()})
+        record.log_metrics(report.steps, {f"seconds/{part}": took for part, took in report.seconds.items()})
         unsent = record.finish(status, report.error)
         report.unsent = None if unsent is None else asdict(unsent)
         report.seconds["total"] = round(time.perf_counter() - self._began, 6)

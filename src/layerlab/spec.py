@@ -201,7 +201,10 @@ class ExperimentSpec(_Spec):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without what was left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        plain = self.model_dump(mode="json", exclude_none=True)
+        if not self.data.target:
+            del plain["data"]["target"]
+        return plain
 
     def as_yaml(self) -> str:
         """The spec as a file that ``layerlab run --config`` takes."""
@@ -217,7 +220,7 @@ class ExperimentSpec(_Spec):
             if isinstance(value, Mapping):
                 for key, inner in value.items():
                     walk(f"{prefix}.{key}" if prefix else str(key), inner)
-            elif value != []:
+            else:
                 flat[prefix] = value if isinstance(value, str) else json.dumps(value)
 
         walk("", self.as_dict())
