@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers import Result
 
 # Before anything imports them.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["NO_COLOR"] = "1"
+# Tests run side by side: more threads than cores would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "200"
 os.environ["LAYERLAB_PLUGINS"] = ""
 os.environ.pop("MLFLOW_TRACKING_URI", None)

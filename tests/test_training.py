@@ -14,9 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import BUILTINS, problem
-from layerlab import registry, training
+from layerlab import batches, registry, training
+from layerlab.batches import Batches
 from layerlab.errors import DivergedError, Interrupted, TierError
-from layerlab.training import Batches, TierModule, TrainingData, make_trainer, validation_metrics
+from layerlab.training import TierModule, TrainingData, make_trainer, validation_metrics
 
 BITWISE_TIERS = [*BUILTINS, "fused"]
 
@@ -132,9 +133,9 @@ def test_a_resumed_training_is_the_unbroken_one(tmp_path: Path, tier: str, batch
 def test_minibatches_cover_every_row_once_an_epoch() -> None:
     """Each epoch is a permutation of its own, the same for the same seed, whatever the blocks are."""
     x = torch.arange(10.0).reshape(10, 1)
-    batches = Batches(x, x, batch_size=4, seed=3)
-    assert batches.steps_per_epoch == 3
-    whole = [rows.flatten().tolist() for rows, _ in batches.block(range(6))]
+    data = Batches(x, x, batch_size=4, seed=3)
+    assert data.steps_per_epoch == 3
+    whole = [rows.flatten().tolist() for rows, _ in data.block(range(6))]
     assert [len(rows) for rows in whole] == [4, 4, 2, 4, 4, 2]
     for epoch in (whole[:3], whole[3:]):
         assert sorted(row for rows in epoch for row in rows) == list(range(10))
@@ -172,20 +173,21 @@ def test_no_step_waits_for_the_device(tier: str, batch_size: int) -> None:
     assert len(sink.losses) == 40
 
 
-def test_blocks_grow_to_their_time_and_are_few() -> None:
-    """500 steps need a handful of blocks, the first short; no two overlap and none is missing."""
+def test_blocks_grow_until_they_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block is short, each next one is at most four times as long, and the time is the limit."""
+    monkeypatch.setattr(training, "BLOCK_SECONDS", 1e6)
     made, sink = module()
     fit(made, 500)
-    assert sink.blocks[0] == (0, training.FIRST_BLOCK)
-    assert [start for start, _ in sink.blocks] == [
-        sum(n for _, n in sink.blocks[:i]) for i in range(len(sink.blocks))
-    ]
-    assert len(sink.blocks) < 12
+    assert [length for _, length in sink.blocks] == [8, 8, 32, 128, 324]
+    monkeypatch.setattr(training, "BLOCK_SECONDS", 1e-9)
+    made, sink = module()
+    fit(made, 20)
+    assert [length for _, length in sink.blocks] == [8, 8, 1, 1, 1, 1]
 
 
 def test_blocks_of_minibatches_are_bounded_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """However fast the steps, no block gathers more rows than the limit in bytes."""
-    monkeypatch.setattr(training, "GATHER_BYTES", 3 * 6 * (6 + 3) * 8)  # three batches of six rows
+    monkeypatch.setattr(batches, "GATHER_BYTES", 3 * 6 * (6 + 3) * 8)  # three batches of six rows
     made, sink = module(batch_size=6)
     fit(made, 100)
     assert max(length for start, length in sink.blocks[2:]) == 3

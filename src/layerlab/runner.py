@@ -83,9 +83,11 @@ def run(
         for job in jobs:
             single = _Run(job, prepared, store, stop, observer, began)
             try:
+                stop.check()
                 report.runs.append(single.execute())
             except Interrupted as interrupted:
-                report.runs.append(single.report)
+                if single.report.run_id:
+                    report.runs.append(single.report)
                 interrupted.report = report
                 raise
             began = time.perf_counter()
@@ -283,7 +285,8 @@ def _training_data(data: Prepared) -> Any:
 
 
 def _run_info(job: Job, prepared: Prepared) -> Any:
-    from layerlab.tracking import RunInfo, describe_dataset, source_tags
+    from layerlab.provenance import describe_dataset, source_tags
+    from layerlab.tracking import RunInfo
 
     spec, row, dataset = job.spec, job.row, prepared.dataset
     return RunInfo(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from layerlab.errors import SpecError, did_you_mean
+from layerlab.strictyaml import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from layerlab.tier import Recipe
@@ -273,7 +274,7 @@ def build_spec(
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise SpecError(f"--set {setting}: not an assignment", hint="write it as --set train.lr=0.01")
-        _assign(tree, key, _parse_yaml(text, f"--set {key}"), f"--set {key}")
+        _assign(tree, key, parse_yaml(text, f"--set {key}"), f"--set {key}")
     for flag, value in (flags or {}).items():
         if flag not in FLAGS:
             raise SpecError(f"unknown keyword '{flag}'", hint=did_you_mean(flag, FLAGS))
@@ -283,55 +284,6 @@ def build_spec(
         return ExperimentSpec.model_validate(tree)
     except ValidationError as error:
         raise _spec_error(error, str(config) if config else None) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a mapping from a YAML file; a key given twice is an error, and so is any tag.
-
-    Raises:
-        SpecError: The file is missing, is not YAML, or is not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        ) from None
-    tree = _parse_yaml(text, str(path))
-    if tree is None:
-        raise SpecError(f"{path}: the file is empty")
-    if not isinstance(tree, dict):
-        raise SpecError(f"{path}: not a mapping of keys to values")
-    return tree
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    import yaml
-
-    class UniqueKeys(yaml.SafeLoader):
-        pass
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise SpecError(f"{source}: key '{key}' is given twice (line {key_node.start_mark.line + 1})")
-            seen.add(key)
-        return dict(loader.construct_mapping(node, deep=True))
-
-    UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(text, UniqueKeys)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise SpecError(f"{source}: not valid YAML: {problem}{where}") from None
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{source}: not valid YAML: {error}") from None
 
 
 # The two ways of saying how long: a later layer that says one takes the other back.

@@ -6,18 +6,16 @@ the middle of a training does not stop it: what cannot be sent is kept in a file
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
 import os
 import queue
-import subprocess
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -40,6 +38,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from layerlab.errors import TrackingError, one_line
+from layerlab.spool import POINTS_A_CALL, Point, Spool, Unsent
 
 if TYPE_CHECKING:
     import onnx
@@ -48,14 +47,11 @@ if TYPE_CHECKING:
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # MLflow's limits for one call.
-POINTS_A_CALL = 1000
 PARAMS_A_CALL = 100
 LONGEST_TAG = 5000
 # Blocks that may wait to be sent: a bound on memory. A training that is faster than its store waits here.
 QUEUED_BLOCKS = 16
 SPOOL = Path(".layerlab") / "spool"
-
-Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
 def resolve_uri(given: str | None) -> str:
@@ -160,15 +156,6 @@ class Store:
         return str(experiment.experiment_id)
 
 
-@dataclass
-class Unsent:
-    """Points that a store did not take: how many, where they are kept, and why."""
-
-    points: int
-    path: str
-    reason: str
-
-
 class RunRecord:
     """The record of one run, while it runs.
 
@@ -181,7 +168,7 @@ class RunRecord:
     def __init__(self, store: Store, run_id: str, experiment_id: str) -> None:
         self.run_id = run_id
         self._client, self._experiment_id = store.client, experiment_id
-        self._spool = _Spool(SPOOL / f"{run_id}.jsonl")
+        self._spool = Spool(SPOOL / f"{run_id}.jsonl")
         self._queue: queue.Queue[list[Point] | None] = queue.Queue(QUEUED_BLOCKS)
         self._thread = threading.Thread(target=self._send_all, name="layerlab-tracking", daemon=True)
         self._thread.start()
@@ -303,106 +290,6 @@ class RunRecord:
             self._spool.clear()
 
 
-@dataclass
-class _Spool:
-    """Points on disk, as JSON lines; the file is there only while it holds something."""
-
-    path: Path
-    count: int = 0
-    lost: int = 0
-    reason: str | None = field(default=None)
-
-    def add(self, points: list[Point]) -> None:
-        self.count += len(points)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(point) + "\n" for point in points)
-        except OSError as error:
-            self.lost += len(points)
-            self.reason = f"{self.reason}; {self.path}: {error.strerror}"
-
-    def chunks(self) -> Iterator[list[Point]]:
-        if not self.count or not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            chunk: list[Point] = []
-            for line in file:
-                chunk.append(tuple(json.loads(line)))
-                if len(chunk) == POINTS_A_CALL:
-                    yield chunk
-                    chunk = []
-            if chunk:
-                yield chunk
-
-    def clear(self) -> None:
-        if self.lost:
-            self.count = self.lost
-        elif self.count:
-            self.count, self.reason = 0, None
-        self.path.unlink(missing_ok=True)
-
-    def unsent(self) -> Unsent | None:
-        if self.reason is None:
-            return None
-        return Unsent(self.count, str(self.path) if self.path.exists() else "", self.reason)
-
-
-def describe_dataset(
-    name: str, digest: str, source: str, *, rows: int, n_in: int, n_out: int, target: tuple[str, ...]
-) -> Dataset:
-    """A data set in MLflow's terms.
-
-    Args:
-        name: What the data is called.
-        digest: The start of a hash of its content.
-        source: "generated", "scikit-learn", or the path of a file.
-        rows: Number of rows.
-        n_in: Number of inputs.
-        n_out: Number of outputs.
-        target: Names of the target columns of a file.
-    """
-
-    def tensor(width: int) -> str:
-        spec = {"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, width]}}
-        return json.dumps([spec])
-
-    local = source not in {"generated", "scikit-learn"}
-    return Dataset(
-        name=name[:500],
-        digest=digest,
-        source_type="local" if local else "code",
-        source=json.dumps(
-            {"uri": source} if local else {"tags": {"mlflow.source.name": f"{source}: {name}"}}
-        ),
-        schema=json.dumps({"mlflow_tensorspec": {"features": tensor(n_in), "targets": tensor(n_out)}}),
-        profile=json.dumps(
-            {"num_rows": rows, "num_features": n_in, "num_targets": n_out, "target": list(target)}
-        ),
-    )
-
-
-def source_tags() -> dict[str, str]:
-    """MLflow's own tags for who ran what: user, command, and the git commit of this folder if it has one."""
-    tags = {"mlflow.source.name": "layerlab run", "mlflow.source.type": "LOCAL"}
-    try:
-        tags["mlflow.user"] = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name
-        tags["mlflow.user"] = str(os.getuid())
-    try:
-        commit = _git("rev-parse", "HEAD")
-        tags["mlflow.source.git.commit"] = commit
-        tags["layerlab.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git, or no repository: then there is no commit to name
-    return tags
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
-    return done.stdout.strip()
-
-
 def _signature(model: onnx.ModelProto) -> Any:
     import numpy as np
     from mlflow.models import ModelSignature
@@ -423,8 +310,13 @@ def _requirements(*names: str) -> list[str]:
     return [f"{name}=={version(name)}" for name in names]
 
 
+def _text(error: BaseException) -> str:
+    """What an error says, in one line and without the credentials that a URI in it may have."""
+    return re.sub(r"://[^/\s@]+@", "://", one_line(str(error)))[:300]
+
+
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(str(error))[:300]}"
+    return f"{type(error).__name__}: {_text(error)}"
 
 
 def _refuse_old_file_store() -> None:
@@ -444,13 +336,13 @@ def _translated(store: Store, what: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:
-        text = one_line(str(error)).replace(store.uri, store.shown_uri)
+        text = _text(error)
         hint = None
         if "out-of-date database schema" in text or "Can't locate revision" in text:
             hint = "another version of MLflow wrote the database: upgrade MLflow, or use another store"
         elif store.uri.startswith(("http://", "https://")):
             hint = "is the server running? start it with: mlflow server --host 127.0.0.1"
-        raise TrackingError(f"tracking store {store.shown_uri} {what}: {text[:300]}", hint=hint) from error
+        raise TrackingError(f"tracking store {store.shown_uri} {what}: {text}", hint=hint) from error
 
 
 def _absolute(uri: str) -> str:

@@ -10,8 +10,6 @@ What Lightning calls an epoch is here what lies between two validations.
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,12 +18,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from layerlab.batches import LONGEST_BLOCK, PREDICT_ROWS, Batches, Slices
 from layerlab.errors import DivergedError, LayerlabError, TierError
-from layerlab.seeding import generator
 from layerlab.tier import host_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -35,52 +33,6 @@ if TYPE_CHECKING:
 # the patience of somebody who presses Ctrl-C.
 BLOCK_SECONDS = 0.25
 FIRST_BLOCK = 8
-LONGEST_BLOCK = 10_000
-# The rows of a block of minibatches are gathered at once, up to this many bytes.
-GATHER_BYTES = 2**25
-# Rows that are predicted at once outside training.
-PREDICT_ROWS = 8192
-
-
-class Batches:
-    """The training data on the device, and which rows each step sees.
-
-    The order of an epoch is a permutation drawn from (seed, epoch): a run that goes on from any step sees the
-    batches that it would have seen. A full batch keeps the rows as they are.
-
-    Args:
-        x: Inputs, shape (N, n_in).
-        y: Targets, shape (N, n_out).
-        batch_size: Rows a step; the last step of an epoch takes what is left.
-        seed: The seed of the run.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, *, batch_size: int, seed: int) -> None:
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
-        self.steps_per_epoch = math.ceil(len(x) / batch_size)
-        row_bytes = x[:1].nbytes + y[:1].nbytes
-        self.most_steps = (
-            max(1, GATHER_BYTES // (batch_size * row_bytes)) if self.steps_per_epoch > 1 else LONGEST_BLOCK
-        )
-        self._epoch = -1
-        self._order = np.arange(0)
-
-    def block(self, steps: range) -> Iterable[tuple[Tensor, Tensor]]:
-        """The batch of every step: inputs (B, n_in) and targets (B, n_out), contiguous."""
-        if self.steps_per_epoch == 1:
-            return itertools.repeat((self.x, self.y), len(steps))
-        chosen = [self._rows(step) for step in steps]
-        index = torch.from_numpy(np.concatenate(chosen)).to(self.x.device)
-        sizes = [len(rows) for rows in chosen]
-        x, y = self.x.index_select(0, index), self.y.index_select(0, index)
-        return zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
-
-    def _rows(self, step: int) -> Any:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = generator(self.seed, "order", epoch).permutation(len(self.x))
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 class Sink(Protocol):
@@ -165,13 +117,16 @@ class TierModule(pl.LightningModule):
         self._round_steps = round_steps
         self._sink: Sink = sink or NoSink()
         self._stop = stop or NeverStop()
+        self.tier: Any = None
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         self.val_metrics: dict[str, float] = {}
         self.seconds_per_step = 0.0
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 -- Lightning's hook
-        """Builds the tier where the trainer runs, and puts the data there."""
+        """Builds the tier where the trainer runs, and puts the data there; once: a trained tier stays."""
+        if self.tier is not None:
+            return
         device = self.trainer.strategy.root_device
         self.dtype_ = torch.float64 if self.trainer.precision == "64-true" else torch.float32
 
@@ -300,21 +255,6 @@ class TierModule(pl.LightningModule):
 
 def _next_multiple(step: int, of: int) -> int:
     return (step // of + 1) * of
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Rows from 0 on, as slices; not a list, which Lightning would take for several loaders."""
-
-    rows: int
-
-    def __len__(self) -> int:
-        return math.ceil(self.rows / PREDICT_ROWS)
-
-    def __iter__(self) -> Iterator[slice]:
-        return (
-            slice(start, min(start + PREDICT_ROWS, self.rows)) for start in range(0, self.rows, PREDICT_ROWS)
-        )
 
 
 @dataclass

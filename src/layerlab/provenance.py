@@ -1,0 +1,65 @@
+"""Where a run comes from, in MLflow's terms: the data, the user, the code."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+
+from mlflow.entities import Dataset
+
+
+def describe_dataset(
+    name: str, digest: str, source: str, *, rows: int, n_in: int, n_out: int, target: tuple[str, ...]
+) -> Dataset:
+    """A data set in MLflow's terms.
+
+    Args:
+        name: What the data is called.
+        digest: The start of a hash of its content.
+        source: "generated", "scikit-learn", or the path of a file.
+        rows: Number of rows.
+        n_in: Number of inputs.
+        n_out: Number of outputs.
+        target: Names of the target columns of a file.
+    """
+
+    def tensor(width: int) -> str:
+        spec = {"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, width]}}
+        return json.dumps([spec])
+
+    local = source not in {"generated", "scikit-learn"}
+    return Dataset(
+        name=name[:500],
+        digest=digest,
+        source_type="local" if local else "code",
+        source=json.dumps(
+            {"uri": source} if local else {"tags": {"mlflow.source.name": f"{source}: {name}"}}
+        ),
+        schema=json.dumps({"mlflow_tensorspec": {"features": tensor(n_in), "targets": tensor(n_out)}}),
+        profile=json.dumps(
+            {"num_rows": rows, "num_features": n_in, "num_targets": n_out, "target": list(target)}
+        ),
+    )
+
+
+def source_tags() -> dict[str, str]:
+    """MLflow's own tags for who ran what: user, command, and the git commit of this folder if it has one."""
+    tags = {"mlflow.source.name": "layerlab run", "mlflow.source.type": "LOCAL"}
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        tags["mlflow.user"] = str(os.getuid())
+    try:
+        commit = _git("rev-parse", "HEAD")
+        tags["mlflow.source.git.commit"] = commit
+        tags["layerlab.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or no repository: then there is no commit to name
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
