@@ -1,6 +1,6 @@
 """``python -m layerlab`` is ``layerlab``."""
 
-from layerlab.cli import main
+from layerlab.cli import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

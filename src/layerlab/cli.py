@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -27,7 +29,9 @@ app = typer.Typer(
 plugins_app = typer.Typer(help="List tiers, look into one.", rich_markup_mode=None)
 app.add_typer(plugins_app, name="plugins", invoke_without_command=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+# A flag that is not given is None: then typer has nothing to convert, and need not load what converts.
+Flag = bool | None
+Json = Annotated[Flag, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 
 def main() -> NoReturn:
@@ -39,6 +43,30 @@ def main() -> NoReturn:
         _complain(error)
         sys.exit(error.exit_code)
     sys.exit(0)
+
+
+def entry() -> NoReturn:
+    """The command itself: `main`, and then the process is gone.
+
+    Python would first take apart every module that was imported: with torch and MLflow that takes seconds,
+    and even without them a good part of a short command.
+    """
+    # Looking for pydantic's plugins means reading the metadata of every distribution there is.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    code: Any = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001 -- shown as Python would show it
+        sys.excepthook(*sys.exc_info())
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads: a closed pipe is no reason to complain
+        code = code or 1
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:  # noqa: ARG001 -- the handler's signature
@@ -55,7 +83,7 @@ def _print(text: str) -> None:
     print(text)  # noqa: T201 -- results go to stdout
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: Flag) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -66,8 +94,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+        Flag, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
 ) -> None:
     """One two-layer network at every level of abstraction."""
 
@@ -139,10 +167,10 @@ def run(
         ),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
-    as_json: Json = False,
+        Flag, typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing.")
+    ] = None,
+    quiet: Annotated[Flag, typer.Option("--quiet", "-q", help="No progress and no summary.")] = None,
+    as_json: Json = None,
 ) -> None:
     """Train tiers, record every step in MLflow, leave checked ONNX files in ./models."""
     flags: dict[str, Any] = {
@@ -174,7 +202,7 @@ def run(
         specs = resolve(**source, **flags)
         _print("---\n".join(spec.as_yaml() for spec in specs).rstrip())
         return
-    _run_and_show(source | flags | {"tracking_uri": tracking_uri}, quiet=quiet, as_json=as_json)
+    _run_and_show(source | flags | {"tracking_uri": tracking_uri}, quiet=bool(quiet), as_json=bool(as_json))
 
 
 def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
@@ -211,10 +239,10 @@ def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> N
 def plugins(
     context: typer.Context,
     check: Annotated[
-        bool,
+        Flag,
         typer.Option("--check", help="Load each tier: accelerators, recipe, and what is broken and why."),
-    ] = False,
-    as_json: Json = False,
+    ] = None,
+    as_json: Json = None,
 ) -> None:
     """List tiers, look into one."""
     if context.invoked_subcommand is not None:
@@ -238,7 +266,7 @@ def plugins(
 
 @plugins_app.command("show")
 def show_plugin(
-    name: Annotated[str, typer.Argument(help="A tier, or DISTRIBUTION:TIER.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A tier, or DISTRIBUTION:TIER.")], as_json: Json = None
 ) -> None:
     """Print a tier's documentation, recipe and source."""
     from layerlab import registry
@@ -279,7 +307,7 @@ def _cell(value: Any) -> Any:
 
 @app.command()
 def verify(
-    model: Annotated[Path, typer.Argument(help="An exported ONNX file.")], as_json: Json = False
+    model: Annotated[Path, typer.Argument(help="An exported ONNX file.")], as_json: Json = None
 ) -> None:
     """Check an exported ONNX file again under onnxruntime."""
     from layerlab import console

@@ -61,11 +61,11 @@ def plan(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[Job],
     Raises:
         InputError: Something cannot be done as asked.
     """
-    rows = registry.select(spec.plugins)
     if spec.data.is_table:
         check_table(spec.data.name)
     elif spec.data.name == RANDOM:
         _check_batch(spec, spec.data.n or DEFAULT_SIZES["n"])
+    rows = registry.select(spec.plugins)
     stage(f"reading the data: {spec.data.name}")
     prepared = load_prepared(spec)
     n_train = len(prepared.train)

@@ -7,19 +7,19 @@ nothing it allows none.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import PluginError, did_you_mean, one_line
 
 if TYPE_CHECKING:
+    from importlib import metadata
+
     from layerlab.tier import Tier
 
 GROUP = "layerlab.tiers"
@@ -61,6 +61,8 @@ class TierRow:
 
 def rows() -> list[TierRow]:
     """All tiers that may be used: the built-ins in the order of the ladder, then others by name."""
+    from importlib import metadata
+
     allowed = _allowed()
     found: list[TierRow] = []
     about: dict[int, metadata.PackageMetadata] = {}  # reading it parses a file, every time
@@ -85,13 +87,17 @@ def builtin_names() -> list[str]:
     return ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
 
 
-def find(name: str) -> TierRow:
+def find(name: str, listed: list[TierRow] | None = None) -> TierRow:
     """The row of a tier by ``name`` or ``distribution:name``. A built-in tier wins a clash of names.
+
+    Args:
+        name: What was asked for.
+        listed: The rows to look in; None: all there are.
 
     Raises:
         PluginError: No tier of that name, or several.
     """
-    listed = rows()
+    listed = rows() if listed is None else listed
     distribution, colon, short = name.rpartition(":")
     if colon:
         hits = [
@@ -117,10 +123,11 @@ def select(names: list[str] | tuple[str, ...]) -> list[TierRow]:
     Raises:
         PluginError: A name that selects nothing, or several.
     """
+    listed = rows()
     chosen: dict[str, TierRow] = {}
     for name in names:
         for single in builtin_names() if name == ALL else [name]:
-            row = find(single)
+            row = find(single, listed)
             chosen.setdefault(row.selector, row)
     return list(chosen.values())
 
@@ -194,11 +201,11 @@ def _with_selector(row: TierRow, namesakes: list[TierRow]) -> TierRow:
 
 
 def _first_sentence(target: str) -> str | None:
-    """The first sentence of a built-in tier's file, read without importing it."""
+    """The first line of a built-in tier's file, its first sentence; read without importing or parsing it."""
     relative = target.partition(":")[0].split(".")[1:]
     path = Path(__file__).parent.joinpath(*relative).with_suffix(".py")
     try:
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    except (OSError, SyntaxError):
+        with path.open(encoding="utf-8") as file:
+            return file.readline().strip().strip('"') or None
+    except OSError:
         return None
-    return (docstring or "").partition("\n")[0] or None
