@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from layerlab.errors import InputError, ModelError, one_line
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
     from layerlab.tier import Array
 
@@ -72,6 +74,7 @@ class ModelFile:
     """
 
     def __init__(self, path: Path) -> None:
+        check_is_file(path)
         import onnxruntime
 
         self.path = path
@@ -120,21 +123,41 @@ def load_proto(path: Path) -> onnx.ModelProto:
         InputError: There is no such file.
         ModelError: It is not an ONNX model, or it keeps tensors in other files.
     """
+    check_is_file(path)
     import onnx
     from google.protobuf.message import DecodeError
 
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     try:
         proto = onnx.load_model(path, load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX file: {error}") from None
     if not proto.graph.node:
         raise ModelError(f"{path}: not an ONNX file, or one without any operation")
-    for tensor in proto.graph.initializer:
+    for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(f"{path}: tensor '{one_line(tensor.name)}' is kept in another file")
     return proto
+
+
+def check_is_file(path: Path) -> None:
+    """Looks whether there is a file, before anything heavy is imported to read it.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a model: initializers, constants, sparse ones, subgraphs, functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield cast("onnx.TensorProto", message)
+        return
+    for field_, value in message.ListFields():
+        if field_.message_type is not None:
+            for inner in value if isinstance(value, Sequence) else [value]:
+                yield from _tensors(inner)
 
 
 def weights_digest(proto: onnx.ModelProto) -> str:
@@ -171,6 +194,7 @@ def verify(path: str | Path) -> VerifyReport:
     Raises:
         InputError: There is no such file.
     """
+    check_is_file(Path(path))
     import onnx
 
     report = VerifyReport(str(path))

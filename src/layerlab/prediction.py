@@ -12,7 +12,7 @@ import numpy as np
 
 from layerlab.data import check_table
 from layerlab.data.table import numeric_column, read_table
-from layerlab.errors import DataError, InputError, did_you_mean, one_line
+from layerlab.errors import DataError, InputError, ModelError, did_you_mean, one_line
 from layerlab.modelfile import ModelFile
 
 if TYPE_CHECKING:
@@ -60,10 +60,20 @@ def predict_table(model_path: Path, rows_path: Path) -> Predicted:
                 hint=did_you_mean(feature, table.column_names),
             )
     x = np.column_stack([numeric_column(str(rows_path), table, f) for f in features])  # (N, n_in)
+    with np.errstate(over="ignore"):
+        too_large = ~np.isfinite(x.astype(model.dtype)).all(axis=0)
+    if too_large.any():
+        column = one_line(features[int(too_large.argmax())])
+        raise DataError(
+            f"{rows_path}: column '{column}' has a number too large for the model's {model.input.type}"
+        )
     values = np.concatenate(
         [model.run(part) for part in np.split(x, range(ROWS_AT_ONCE, len(x), ROWS_AT_ONCE))]
     )
     classes = model.metadata.get("classes")
+    for names in (classes, model.metadata.get("outputs")):
+        if names is not None and len(names) != values.shape[1]:
+            raise ModelError(f"{model_path}: {len(names)} names for {values.shape[1]} outputs")
     labels = [classes[i] for i in values.argmax(axis=1)] if classes else None
     columns = model.metadata.get("outputs") or [f"y{i}" for i in range(values.shape[1])]
     return Predicted(list(columns), values, labels)

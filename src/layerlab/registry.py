@@ -7,6 +7,7 @@ nothing it allows none.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -72,6 +73,8 @@ def rows() -> list[TierRow]:
         if id(distribution) not in about:
             about[id(distribution)] = distribution.metadata
         facts = about[id(distribution)]
+        if facts["Name"] is None:  # what an uninstall that was broken off leaves behind
+            continue
         if allowed is None or normalised(facts["Name"]) in allowed | {_OWN}:
             found.append(_row(facts, point))
     named: dict[str, list[TierRow]] = {}
@@ -79,7 +82,10 @@ def rows() -> list[TierRow]:
         named.setdefault(row.name, []).append(row)
     listed = [_with_selector(row, named[row.name]) for row in found]
     order = {name: i for i, name in enumerate(builtin_names())}
-    return sorted(listed, key=lambda r: (not r.builtin, order.get(r.name, 0), r.name, r.distribution))
+    return sorted(
+        listed,
+        key=lambda r: (not r.builtin, order.get(r.name, 0) if r.builtin else 0, r.name, r.distribution),
+    )
 
 
 def builtin_names() -> list[str]:
@@ -142,7 +148,8 @@ def load(row: TierRow) -> type[Tier]:
 
     where = f"tier '{row.name}' of {row.distribution} {row.version}"
     try:
-        tier = row.entry_point.load()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            tier = row.entry_point.load()
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
@@ -158,6 +165,10 @@ def load(row: TierRow) -> type[Tier]:
 def describe(row: TierRow, tier: type[Tier]) -> dict[str, Any]:
     """All that can be said of a loaded tier: its documentation, recipe, capabilities and source."""
     module = sys.modules[tier.__module__]
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):  # a compiled module has none
+        source = ""
     return {
         **row.as_dict(),
         "accelerators": sorted(tier.accelerators),
@@ -166,7 +177,7 @@ def describe(row: TierRow, tier: type[Tier]) -> dict[str, Any]:
         "splits_step": tier.splits_step(),
         "resumable": tier.resumable(),
         "documentation": "\n\n".join(inspect.cleandoc(d) for d in (module.__doc__, tier.__doc__) if d),
-        "source": inspect.getsource(module),
+        "source": source,
     }
 
 

@@ -269,17 +269,19 @@ def build_spec(
     Raises:
         SpecError: A file that cannot be read, an unknown key, a wrong value.
     """
+    flags = {flag: value for flag, value in (flags or {}).items() if value is not None}
+    if {"steps", "epochs"} <= set(flags):
+        raise SpecError("steps and epochs exclude each other", hint="give --steps or --epochs")
     tree: dict[str, Any] = {} if config is None else read_yaml(Path(config))
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise SpecError(f"--set {setting}: not an assignment", hint="write it as --set train.lr=0.01")
         _assign(tree, key, parse_yaml(text, f"--set {key}"), f"--set {key}")
-    for flag, value in (flags or {}).items():
+    for flag, value in flags.items():
         if flag not in FLAGS:
             raise SpecError(f"unknown keyword '{flag}'", hint=did_you_mean(flag, FLAGS))
-        if value is not None:
-            _assign(tree, FLAGS[flag], list(value) if isinstance(value, (list, tuple)) else value, flag)
+        _assign(tree, FLAGS[flag], list(value) if isinstance(value, (list, tuple)) else value, flag)
     try:
         return ExperimentSpec.model_validate(tree)
     except ValidationError as error:

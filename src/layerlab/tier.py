@@ -198,8 +198,12 @@ class Tier(ABC):
             return f"{cls.__name__}.recipe is not a Recipe"
         if not cls.splits_step() and cls.step is Tier.step:
             return f"{cls.__name__} defines neither step nor both of backward and update"
-        if not cls.accelerators or not cls.accelerators <= {"cpu", "gpu"}:
-            return f"{cls.__name__}.accelerators must be some of 'cpu' and 'gpu'"
-        if not cls.precisions or not cls.precisions <= set(PRECISIONS):
-            return f"{cls.__name__}.precisions must be some of {', '.join(PRECISIONS)}"
+        if cls.recipe.init not in ("normal", "linear"):
+            return f"{cls.__name__}.recipe.init is {cls.recipe.init!r}, neither 'normal' nor 'linear'"
+        if not (isinstance(cls.recipe.lr, (int, float)) and 0 < cls.recipe.lr < float("inf")):
+            return f"{cls.__name__}.recipe.lr is {cls.recipe.lr!r}, not a finite number above 0"
+        for name, known in (("accelerators", ("cpu", "gpu")), ("precisions", PRECISIONS)):
+            declared = getattr(cls, name)
+            if not isinstance(declared, (set, frozenset)) or not declared or not declared <= set(known):
+                return f"{cls.__name__}.{name} must be some of {' and '.join(map(repr, known))}, in a set"
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerlab.data.dataset import Dataset
+from layerlab.errors import DataError
 from layerlab.seeding import generator
 from layerlab.spec import DEFAULT_SIZES
 
@@ -16,14 +17,24 @@ if TYPE_CHECKING:
 
 
 def random_dataset(spec: DataSpec, seed: int) -> Dataset:
-    """Draws x (n, d_in) and y (n, d_out); by default 64 rows, 1000 inputs, 10 outputs."""
+    """Draws x (n, d_in) and y (n, d_out); by default 64 rows, 1000 inputs, 10 outputs.
+
+    Raises:
+        DataError: That is more than memory holds.
+    """
     n, d_in, d_out = (getattr(spec, key) or size for key, size in DEFAULT_SIZES.items())
     rng = generator(seed, "data")
+    try:
+        x, y = rng.standard_normal((n, d_in)), rng.standard_normal((n, d_out))
+    except (ValueError, MemoryError):
+        raise DataError(
+            f"data.n {n}, data.d_in {d_in} and data.d_out {d_out} are more than this machine's memory holds"
+        ) from None
     return Dataset(
         name="random",
         source="generated",
-        x=rng.standard_normal((n, d_in)),
-        y=rng.standard_normal((n, d_out)),
+        x=x,
+        y=y,
         features=tuple(f"x{i}" for i in range(d_in)),
         outputs=tuple(f"y{i}" for i in range(d_out)),
         classes=None,

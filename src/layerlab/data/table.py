@@ -93,8 +93,12 @@ def read_table(path: Path) -> pa.Table:
             table = pyarrow.parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(str(error))[:300]}") from None
+    try:
+        names = table.column_names
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the header is not UTF-8 text", hint="save the file as UTF-8") from None
     seen: set[str] = set()
-    for column in table.column_names:
+    for column in names:
         if not column.strip():
             raise DataError(f"{path}: column {len(seen) + 1} has no name")
         if column in seen:
@@ -119,6 +123,8 @@ def numeric_column(name: str, table: pa.Table, column: str) -> Array:
     if not _is_numeric(data.type):
         if kinds.is_null(data.type):
             raise DataError(f"{name}: column '{shown}' has no values")
+        if kinds.is_binary(data.type) or kinds.is_large_binary(data.type):
+            raise DataError(f"{name}: column '{shown}' is not UTF-8 text", hint="save the file as UTF-8")
         row, value = _first_non_number(data)
         raise DataError(
             f"{name}: column '{shown}' is not numeric: row {row} has {_quoted(value)}",
@@ -150,7 +156,8 @@ def _is_label(table: pa.Table, column: str) -> bool:
     kind = table.column(column).type
     if kinds.is_dictionary(kind):
         kind = kind.value_type
-    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_boolean(kind))
+    text = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_boolean)
+    return any(is_kind(kind) for is_kind in text)
 
 
 def _first_non_number(data: pa.ChunkedArray) -> tuple[int, object]:
