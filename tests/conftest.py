@@ -105,14 +105,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, migrated_db: Path) -> Itera
             start_new_session=True,
         )
     try:
-        _wait_for(uri, process, home / "log")
+        wait_for(uri, process, home / "log")
         yield uri
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
-def _wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if process.poll() is not None:

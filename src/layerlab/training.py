@@ -139,7 +139,7 @@ class TierModule(pl.LightningModule):
             self.tier = self._tier_class(params, lr=self._lr, device=device, dtype=self.dtype_)
         except LayerlabError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TierError(f"the tier cannot be built: {type(error).__name__}: {error}") from error
         data = self._data
         self.batches = Batches(tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed)
@@ -167,7 +167,7 @@ class TierModule(pl.LightningModule):
                 loss = step(x, y)
                 losses[i] = loss if torch.is_tensor(loss) else float(loss)
             host = host_copy(losses[: len(steps)])  # waits for the device, once a block
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TierError(f"step {batch.start + i} failed: {type(error).__name__}: {error}") from error
         self.seconds_per_step = (time.perf_counter() - clock) / len(steps)
         self._advance(len(steps))
@@ -343,7 +343,7 @@ def _forward(tier: Tier, x: Tensor) -> Array:
         if torch.is_tensor(y_pred):
             y_pred = y_pred.to(torch.float64 if y_pred.device.type != "mps" else torch.float32)
         return host_copy(y_pred).astype(np.float64)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TierError(f"forward failed: {type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,146 @@
+"""What the command line costs before it does anything: the modules that a fresh interpreter imports."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layerlab
+from helpers import run_python
+
+HEAVY = ["torch", "pytorch_lightning", "mlflow", "onnx", "onnxruntime", "pandas", "sklearn"]
+MAIN = """
+import json, sys
+sys.argv = ["layerlab", *{arguments!r}]
+from layerlab.cli import main
+try:
+    main()
+except SystemExit as ended:
+    print()
+    print(json.dumps([ended.code, [name for name in {watched!r} if name in sys.modules]]))
+"""
+IMPORT = """
+import json, sys
+import layerlab
+print(json.dumps([name for name in {watched!r} if name in sys.modules]))
+"""
+
+
+def imported_by(command: str, folder: Path, env: dict[str, str] | None = None) -> tuple[int, list[str]]:
+    """The exit code of a command line, and which heavy modules it imported."""
+    code = MAIN.format(arguments=shlex.split(command), watched=HEAVY)
+    result = run_python(code, cwd=folder, env=env)
+    assert result.code == 0, result.stderr
+    exit_code, found = json.loads(result.stdout.splitlines()[-1])
+    return exit_code or 0, found
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code"),
+    [
+        ("--help", 0),
+        ("--version", 0),
+        ("run --help", 0),
+        ("plugins --help", 0),
+        ("plugins show --help", 0),
+        ("verify --help", 0),
+        ("predict --help", 0),
+        ("plugins", 0),
+        ("plugins --json", 0),
+    ],
+)
+def test_help_and_listings_import_nothing_heavy(empty_folder: Path, command: str, exit_code: int) -> None:
+    """They answer from metadata and text alone."""
+    assert imported_by(command, empty_folder) == (exit_code, [])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("", id="no command"),
+        pytest.param("train", id="unknown command"),
+        pytest.param("run --stesp 5", id="unknown flag"),
+        pytest.param("run --steps abc", id="flag of the wrong type"),
+        pytest.param("run --plugin nope", id="unknown tier"),
+        pytest.param("plugins show nope", id="show of an unknown tier"),
+        pytest.param("run --config unknown.yaml", id="unknown key"),
+        pytest.param("run --config no.yaml", id="missing config"),
+        pytest.param("run --set train.stesp=5", id="setting of an unknown key"),
+        pytest.param("run --steps 0", id="no steps"),
+        pytest.param("run --lr nan", id="lr NaN"),
+        pytest.param("run --experiment Default", id="experiment Default"),
+        pytest.param("run --data digts", id="unknown data"),
+        pytest.param("run --data no.csv --target price", id="missing data file"),
+        pytest.param("run --data digits --target price", id="target on digits"),
+        pytest.param("run --data houses.csv", id="no target"),
+        pytest.param("run --data houses.csv --target price", id="text in a column"),
+        pytest.param("run --batch-size 65", id="batch too large for random data"),
+        pytest.param("run --plugin numpy --accelerator gpu", id="numpy on a GPU"),
+        pytest.param("run --plugin numpy --precision bf16-mixed", id="numpy in bf16"),
+        pytest.param("verify no.onnx", id="verify of a missing file"),
+        pytest.param("predict no.onnx houses.csv", id="predict with a missing model"),
+        pytest.param("predict no.onnx no.csv", id="predict of missing rows"),
+    ],
+)
+def test_usage_errors_import_nothing_heavy(empty_folder: Path, command: str) -> None:
+    """What can be known to be wrong without torch is told without torch: exit code 2."""
+    Path("unknown.yaml").write_text("train:\n  stesp: 5\n")
+    Path("houses.csv").write_text("area,price\n1,2\nbig,4\n")
+    assert imported_by(command, empty_folder) == (2, [])
+
+
+def test_a_listing_with_plugins_imports_nothing_heavy(empty_folder: Path) -> None:
+    """A third party's tier in the list costs no import either, of it or of what it needs."""
+    site = empty_folder / "site"
+    info = site / "heavy_dist-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy-dist\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[layerlab.tiers]\nheavy = heavy_tier:Heavy\n")
+    (site / "heavy_tier.py").write_text("import torch, pandas\n")
+    env = {"PYTHONPATH": str(site), "LAYERLAB_PLUGINS": "heavy-dist"}
+    assert imported_by("plugins", empty_folder, env) == (0, [])
+    code = MAIN.format(arguments=["plugins"], watched=["heavy_tier"])
+    result = run_python(code, cwd=empty_folder, env=env)
+    assert "heavy-dist" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1]) == [0, []]
+
+
+def test_import_layerlab_costs_nothing(empty_folder: Path) -> None:
+    """``import layerlab`` imports no dependency at all."""
+    watched = [*HEAVY, "numpy", "pydantic", "typer", "rich", "yaml", "pyarrow", "filelock"]
+    result = run_python(IMPORT.format(watched=watched), cwd=empty_folder)
+    assert json.loads(result.stdout) == []
+
+
+def test_every_public_name_resolves() -> None:
+    """Each name of ``__all__`` is there once, and leads to something of layerlab's own."""
+    assert len(layerlab.__all__) == len(set(layerlab.__all__))
+    for name in layerlab.__all__:
+        thing = getattr(layerlab, name)
+        assert thing.__name__ == name
+        assert thing.__module__.startswith("layerlab.")
+    assert dir(layerlab) == sorted(layerlab.__all__)
+
+
+def test_a_name_that_is_not_public_is_not_there() -> None:
+    """The usual error, so that ``hasattr`` and typos behave as everywhere."""
+    assert not hasattr(layerlab, "runn")
+    with pytest.raises(AttributeError, match="module 'layerlab' has no attribute 'runn'"):
+        layerlab.runn  # noqa: B018
+
+
+def test_the_benchmark_of_entry_costs_runs(empty_folder: Path) -> None:
+    """``benchmarks/entry_cost.py`` measures every command against the bare imports."""
+    script = Path(__file__).parents[1] / "benchmarks" / "entry_cost.py"
+    done = subprocess.run(
+        [sys.executable, script, "--rounds", "1"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("layerlab ")]
+    assert len(rows) >= 4
+    assert all(float(line.split()[-1]) > 0 for line in rows)

@@ -1,0 +1,59 @@
+"""A third party's wheel just works: built, installed into a clean folder, found by another process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers import run_command, run_python
+
+SOURCE = Path(__file__).parents[1] / "plugins" / "layerlab-fused"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of the plugin is installed, and nothing else."""
+    home = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(SOURCE, home / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+    local = ["--no-deps", "--no-index"]
+    subprocess.run(
+        [*pip, "wheel", *local, "--no-build-isolation", "-w", str(home), str(home / "source")], check=True
+    )
+    (wheel,) = home.glob("*.whl")
+    subprocess.run([*pip, "install", *local, "--target", str(home / "site"), str(wheel)], check=True)
+    return home / "site"
+
+
+def test_the_tier_is_there_without_a_change_to_layerlab(site: Path, folder: Path) -> None:
+    """One process lists it from the clean folder, trains it, records it and exports it."""
+    env = {"PYTHONPATH": str(site), "LAYERLAB_PLUGINS": "layerlab-fused"}
+    code = """
+import json, layerlab, layerlab_fused
+from layerlab import registry
+row = registry.find("fused")
+run = layerlab.run(plugin="fused", steps=20, n=8, d_in=5, hidden=4).runs[0]
+print(json.dumps([layerlab_fused.__file__, row.as_dict(), run.status, run.distribution, run.onnx["path"]]))
+"""
+    result = run_python(code, cwd=folder, env=env)
+    assert result.code == 0, result.stderr
+    file, row, status, distribution, model = json.loads(result.stdout)
+    assert Path(file).is_relative_to(site)
+    assert (row["name"], row["distribution"], row["version"]) == ("fused", "layerlab-fused", "0.1.0")
+    assert row["summary"].startswith("A tier for layerlab")
+    assert (status, distribution) == ("FINISHED", "layerlab-fused")
+    assert (folder / model).is_file()
+
+
+@pytest.mark.parametrize(("allowed", "there"), [("", False), ("layerlab_fused", True), ("other", False)])
+def test_only_what_is_allowed_is_listed(site: Path, folder: Path, allowed: str, there: bool) -> None:
+    """``LAYERLAB_PLUGINS`` names distributions, in whatever spelling; the others are not there."""
+    env = {"PYTHONPATH": str(site), "LAYERLAB_PLUGINS": allowed}
+    rows: list[dict[str, Any]] = json.loads(run_command("plugins", "--json", cwd=folder, env=env).stdout)
+    assert ("fused" in [row["name"] for row in rows]) == there

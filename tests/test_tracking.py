@@ -1,0 +1,329 @@
+"""The record in MLflow, read back from a real SQLite store and from a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+import layerlab
+from helpers import TINY
+from layerlab import tracking
+from layerlab.errors import TrackingError
+from layerlab.report import Observer
+from layerlab.spec import build_spec
+
+# One worker, so that one server is enough.
+pytestmark = pytest.mark.xdist_group("server")
+
+FLOWERS = {"plugin": "optim", "data": "iris", "epochs": 2, "batch_size": 16, "hidden": 5}
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def store(request: pytest.FixtureRequest, folder: Path) -> tuple[str | None, MlflowClient]:
+    """Where to record, as ``tracking_uri``, and MLflow's own view of it."""
+    if request.param == "sqlite":
+        return None, MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    uri = request.getfixturevalue("server")
+    return uri, MlflowClient(uri)
+
+
+def losses(client: MlflowClient, run_id: str, key: str = "loss") -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in client.get_metric_history(run_id, key))
+
+
+def test_the_whole_record_is_there(store: tuple[str | None, MlflowClient], folder: Path) -> None:
+    """Parameters, tags, losses, validation figures, data set, spec, status: as it was done."""
+    uri, client = store
+    report = layerlab.run(**FLOWERS, tracking_uri=uri, experiment="whole", name="mine")
+    (single,) = report.runs
+    assert report.tracking_uri == (uri or "sqlite:///mlflow.db")
+    run = client.get_run(single.run_id)
+    spec = yaml.safe_load(Path(client.download_artifacts(single.run_id, "spec.yaml", folder)).read_text())
+    flat = {f"{a}.{b}": v for a, inner in spec.items() if isinstance(inner, dict) for b, v in inner.items()}
+
+    assert client.get_experiment(run.info.experiment_id).name == "whole"
+    assert run.info.experiment_id != "0"
+    assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
+    assert run.info.start_time <= run.info.end_time
+    recorded = {key: value for key, value in run.data.params.items() if "." in key}
+    assert recorded == {k: v if isinstance(v, str) else json.dumps(v) for k, v in flat.items()}
+    assert run.data.params["optimizer"] == "adam"
+    assert run.data.params["train.lr"] == "0.0001"
+
+    tags = run.data.tags
+    assert (tags["layerlab.tier"], tags["layerlab.distribution"]) == ("optim", "layerlab")
+    assert (tags["layerlab.device"], tags["layerlab.task"]) == ("cpu", "classification")
+    assert tags["layerlab.onnx"] == single.onnx["path"]
+    from importlib.metadata import version
+
+    for name in ("layerlab", "torch", "pytorch-lightning", "mlflow", "onnx", "onnxruntime", "numpy"):
+        assert tags[f"version.{name}"] == version(name)
+    assert "mlflow.source.git.commit" not in tags
+
+    history = losses(client, single.run_id)
+    assert [step for step, _ in history] == list(range(2 * 8))
+    assert (history[0][1], history[-1][1]) == (single.first_loss, single.final_loss)
+    for key, value in single.val.items():
+        points = losses(client, single.run_id, key)
+        assert [step for step, _ in points] == [8, 16]
+        assert points[-1][1] == value
+
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("iris", "training")
+    assert json.loads(data.dataset.profile)["num_rows"] == 150
+
+
+def test_the_spec_of_a_run_runs_again(folder: Path, client: Any) -> None:
+    """``spec.yaml`` of a run is a file for ``--config``, and gives the same run."""
+    first = layerlab.run(**FLOWERS, export=False).runs[0]
+    path = client.download_artifacts(first.run_id, "spec.yaml", folder)
+    second = layerlab.run(config=path).runs[0]
+    assert (second.final_loss, second.val) == (first.final_loss, first.val)
+    assert build_spec(config=path).as_yaml() == Path(path).read_text()
+
+
+def test_the_model_is_there_with_its_signature(
+    store: tuple[str | None, MlflowClient], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logged model is READY, linked to its run, and predicts what the file predicts."""
+    import mlflow
+
+    uri, client = store
+    single = layerlab.run(**FLOWERS, tracking_uri=uri).runs[0]
+    (output,) = client.get_run(single.run_id).outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    assert (model.name, str(model.status), model.source_run_id) == ("optim", "READY", single.run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri or f"sqlite:///{folder / 'mlflow.db'}")
+    loaded = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    (given,), (gives,) = loaded.metadata.signature.inputs, loaded.metadata.signature.outputs
+    assert (given.name, given.shape, gives.name, gives.shape) == ("x", (-1, 4), "y_pred", (-1, 3))
+    rows = np.random.default_rng(0).uniform(0, 7, (5, 4)).astype(np.float32)
+    expected = layerlab.ModelFile(Path(single.onnx["path"])).run(rows)
+    assert (loaded.predict({"x": rows})["y_pred"] == expected).all()
+
+
+def test_the_ui_shows_the_run(server: str, folder: Path, layerlab_cli: Any) -> None:
+    """The server's page answers, and its REST API finds the run and its losses; stdout stays pure JSON."""
+    flags = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", value)]
+    result = layerlab_cli(
+        "run", "-p", "nn", *flags, "--experiment", "rest", "--tracking-uri", server, "--json"
+    )
+    (run,) = json.loads(result.stdout)["runs"]
+    assert result.code == 0
+    with urllib.request.urlopen(server) as page:
+        assert b"MLflow" in page.read()
+    address = f"{server}/api/2.0/mlflow/metrics/get-history?run_id={run['run_id']}&metric_key=loss"
+    with urllib.request.urlopen(address) as answer:
+        steps = [m.get("step", 0) for m in json.load(answer)["metrics"]]
+    assert sorted(steps) == list(range(12))
+
+
+def test_the_environment_names_the_store(
+    folder: Path, server: str, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """``MLFLOW_TRACKING_URI`` is used where no flag is given, and a flag wins over it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    remote = layerlab.run(plugin="nn", **TINY, export=False)
+    local = layerlab.run(plugin="nn", **TINY, export=False, tracking_uri="sqlite:///mlflow.db")
+    assert remote.tracking_uri == server
+    assert MlflowClient(server).get_run(remote.runs[0].run_id).info.status == "FINISHED"
+    assert client.get_run(local.runs[0].run_id).info.status == "FINISHED"
+
+
+def test_the_commit_is_recorded(folder: Path, client: Any) -> None:
+    """In a git repository the run names its commit, and whether files were changed since."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    (folder / "notes").write_text("one")
+    for command in (["init", "-q"], ["add", "notes"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True, cwd=folder)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    (folder / "notes").write_text("two")
+    run = client.get_run(layerlab.run(plugin="nn", **TINY, export=False).runs[0].run_id)
+    assert run.data.tags["mlflow.source.git.commit"] == head
+    assert run.data.tags["layerlab.git_dirty"] == "true"
+
+
+def test_equal_data_has_an_equal_digest(folder: Path, client: Any) -> None:
+    """The same data under two tiers is one data set; another seed draws another one."""
+    runs = layerlab.run(plugin=["nn", "optim"], **TINY, export=False).runs
+    runs += layerlab.run(plugin="nn", **TINY, seed=1, export=False).runs
+    first, same, other = (client.get_run(r.run_id).inputs.dataset_inputs[0].dataset.digest for r in runs)
+    assert first == same != other
+
+
+def test_points_go_out_in_batches_on_a_thread_of_their_own(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,500 losses are at most 1,000 a call, none is missing, and no call is made by the training's thread."""
+    calls: list[tuple[str, int]] = []
+    send = MlflowClient.log_batch
+
+    def watched(self: MlflowClient, run_id: str, metrics: Any = (), **others: Any) -> Any:
+        if metrics:
+            calls.append((threading.current_thread().name, len(metrics)))
+        return send(self, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", watched)
+    run = layerlab.run(plugin="nn", **{**TINY, "steps": 2500}, export=False).runs[0]
+    assert {name for name, _ in calls} == {"layerlab-tracking"}
+    assert max(count for _, count in calls) <= tracking.POINTS_A_CALL
+    assert [step for step, _ in losses(client, run.run_id)] == list(range(2500))
+
+
+def test_a_folder_of_its_own_for_each_working_folder(folder: Path, tmp_path: Path, client: Any) -> None:
+    """After a change of folder, in one process, runs go to the store of the new folder."""
+    first = layerlab.run(plugin="nn", **TINY, export=False).runs[0]
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "mlflow.db", other / "mlflow.db")
+    os.chdir(other)  # the fixture's monkeypatch goes back
+    second = layerlab.run(plugin="nn", **TINY, export=False).runs[0]
+    there = MlflowClient(f"sqlite:///{other / 'mlflow.db'}")
+    assert there.get_run(second.run_id).info.status == "FINISHED"
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    assert len(client.search_runs([client.get_run(first.run_id).info.experiment_id])) == 1
+
+
+def refused(layerlab_cli: Any, *arguments: object) -> str:
+    """The one line of a command that is refused before it has begun."""
+    result = layerlab_cli("run", "--plugin", "nn", "--steps", 3, "--n", 4, "--d-in", 3, "--quiet", *arguments)
+    assert (result.code, result.stdout) == (2, "")
+    first, *rest = result.stderr.splitlines()
+    assert [line.partition(":")[0] for line in rest] in ([], ["hint"])
+    return f"{first} {' '.join(rest)}"
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_is_not_there_is_one_line(
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 2, nothing trained, a hint, and no credentials in what is said."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    port = closed_port()
+    line = refused(layerlab_cli, "--tracking-uri", f"http://user:secret@127.0.0.1:{port}")
+    assert line.startswith(f"error: tracking store http://127.0.0.1:{port} cannot be opened")
+    assert "mlflow server" in line
+    assert "secret" not in line
+    assert list(empty_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [("sqlite:///no/mlflow.db", "there is no folder no"), ("nonsense://x", "cannot be opened")],
+)
+def test_a_store_that_cannot_be_opened_is_one_line(
+    empty_folder: Path, layerlab_cli: Any, uri: str, said: str
+) -> None:
+    """The URI and what is wrong with it."""
+    line = refused(layerlab_cli, "--tracking-uri", uri)
+    assert uri in line
+    assert said in line
+
+
+def test_an_old_file_store_is_named_with_its_cure(empty_folder: Path, layerlab_cli: Any) -> None:
+    """``mlflow ui`` would not start beside it: said before anything is written."""
+    (empty_folder / "mlruns" / "0").mkdir(parents=True)
+    (empty_folder / "mlruns" / "0" / "meta.yaml").write_text("name: Default\n")
+    assert "mlflow migrate-filestore" in refused(layerlab_cli)
+    assert not (empty_folder / "mlflow.db").exists()
+
+
+def test_a_database_of_another_version_is_named(folder: Path, layerlab_cli: Any) -> None:
+    """A schema that this MLflow does not know, as a newer one leaves it."""
+    import sqlite3
+
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    database.close()
+    assert "another version of MLflow wrote the database" in refused(layerlab_cli)
+
+
+def test_a_deleted_experiment_fails_the_run_with_a_hint(folder: Path, client: Any) -> None:
+    """Nothing is trained into an experiment that nobody would see."""
+    client.delete_experiment(client.create_experiment("gone"))
+    run = layerlab.run(plugin="nn", **TINY, experiment="gone").runs[0]
+    assert (run.status, run.run_id, run.error) == ("FAILED", "", "experiment 'gone' is deleted")
+
+
+def test_credentials_are_cut_from_what_is_shown() -> None:
+    """User, password and query of a URI go nowhere."""
+    cut = tracking.without_credentials
+    assert cut("https://me:secret@example.org:5000/path?token=1") == "https://example.org:5000/path"
+    assert cut("postgresql://me:secret@db/mlflow") == "postgresql://db/mlflow"
+    assert cut("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+    assert cut("databricks") == "databricks"
+
+
+def test_a_store_that_refuses_at_the_start_raises_its_own_words(folder: Path) -> None:
+    """`TrackingError` is an input error: nothing was recorded."""
+    with pytest.raises(TrackingError, match="there is no folder"):
+        layerlab.run(plugin="nn", **TINY, tracking_uri="sqlite:///no/such/mlflow.db")
+
+
+def test_a_store_that_fails_in_the_middle_does_not_stop_the_training(
+    folder: Path, migrated_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is killed while it trains: the run ends FINISHED with its file, and what is unsent is kept."""
+    from conftest import wait_for
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    home = tmp_path / "doomed"
+    home.mkdir()
+    shutil.copy(migrated_db, home / "mlflow.db")
+    port = closed_port()
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command, "--backend-store-uri", "sqlite:///mlflow.db"],
+            cwd=home,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    class Killer(Observer):
+        def advanced(self, step: int, loss: float) -> None:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    try:
+        wait_for(f"http://127.0.0.1:{port}", process, home / "log")
+        report = layerlab.run(
+            plugin="nn", **{**TINY, "steps": 2000}, tracking_uri=f"http://127.0.0.1:{port}", observer=Killer()
+        )
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    (run,) = report.runs
+    assert (run.status, run.steps, run.error) == ("FINISHED", 2000, None)
+    assert not report.ok
+    assert Path(run.onnx["path"]).is_file()
+    kept = [json.loads(line) for line in Path(run.unsent["path"]).read_text().splitlines()]
+    assert len(kept) == run.unsent["points"]
+    steps = [step for key, _, _, step in kept if key == "loss"]
+    assert steps == list(range(steps[0], 2000))
+    assert steps[0] <= 16, "the server was gone after the first block"
+    assert abs(kept[0][2] / 1000 - time.time()) < 600
