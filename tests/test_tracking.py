@@ -120,9 +120,8 @@ def test_the_model_is_there_with_its_signature(
 def test_the_ui_shows_the_run(server: str, folder: Path, layerlab_cli: Any) -> None:
     """The server's page answers, and its REST API finds the run and its losses; stdout stays pure JSON."""
     flags = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", value)]
-    result = layerlab_cli(
-        "run", "-p", "nn", *flags, "--experiment", "rest", "--tracking-uri", server, "--json"
-    )
+    options = ("--experiment", "rest", "--tracking-uri", server, "--json")
+    result = layerlab_cli("run", "-p", "nn", *flags, *options)
     (run,) = json.loads(result.stdout)["runs"]
     assert result.code == 0
     with urllib.request.urlopen(server) as page:
@@ -171,7 +170,7 @@ def test_equal_data_has_an_equal_digest(folder: Path, client: Any) -> None:
 def test_points_go_out_in_batches_on_a_thread_of_their_own(
     folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2,500 losses are at most 1,000 a call, none is missing, and no call is made by the training's thread."""
+    """2,500 losses go at most 1,000 a call, none is missing, none is sent by the training's thread."""
     calls: list[tuple[str, int]] = []
     send = MlflowClient.log_batch
 
@@ -285,7 +284,7 @@ def test_a_store_that_refuses_at_the_start_raises_its_own_words(folder: Path) ->
 def test_a_store_that_fails_in_the_middle_does_not_stop_the_training(
     folder: Path, migrated_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is killed while it trains: the run ends FINISHED with its file, and what is unsent is kept."""
+    """A server killed in the middle: the run ends FINISHED with its file, what is unsent is kept."""
     from conftest import wait_for
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

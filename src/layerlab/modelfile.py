@@ -79,7 +79,7 @@ class ModelFile:
 
         self.path = path
         self.proto = load_proto(path)
-        self.metadata = read_metadata(self.proto)
+        self.metadata = read_metadata(self.proto, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
         try:
@@ -146,7 +146,7 @@ def check_is_file(path: Path) -> None:
         InputError: There is none.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
@@ -168,15 +168,24 @@ def weights_digest(proto: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def read_metadata(proto: onnx.ModelProto) -> dict[str, Any]:
-    """What layerlab wrote into a model's metadata; other keys as they are."""
+def read_metadata(proto: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    """What layerlab wrote into a model's metadata; other keys as they are.
+
+    Raises:
+        ModelError: Names of columns or classes that are not a list of texts.
+    """
     found: dict[str, Any] = {}
     for entry in proto.metadata_props:
         key = entry.key.removeprefix(PREFIX)
-        try:
-            found[key] = json.loads(entry.value) if key in _JSON_KEYS else entry.value
-        except ValueError:
-            raise ModelError(f"metadata '{one_line(key)}' is not JSON") from None
+        found[key] = entry.value
+        if key in _JSON_KEYS:
+            try:
+                names = json.loads(entry.value)
+            except (ValueError, RecursionError):
+                names = None
+            if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+                raise ModelError(f"{path}: metadata '{key}' is not a list of names")
+            found[key] = names
     return found
 
 
@@ -210,7 +219,7 @@ def verify(path: str | Path) -> VerifyReport:
         onnx.checker.check_model(proto, full_check=True)
         passed(name, f"onnx.checker, opset {proto.opset_import[0].version}, IR {proto.ir_version}")
         name = "metadata"
-        report.metadata = read_metadata(proto)
+        report.metadata = read_metadata(proto, Path(path))
         name = "weights"
         expected, actual = report.metadata.get("weights_sha256"), weights_digest(proto)
         if expected is not None and expected != actual:

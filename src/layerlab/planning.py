@@ -87,7 +87,8 @@ def plan(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[Job],
 def _check_batch(spec: ExperimentSpec, rows: int) -> None:
     if spec.train.batch_size is not None and spec.train.batch_size > rows:
         raise SpecError(
-            f"train.batch_size: {spec.train.batch_size} is larger than the training data of {rows} rows",
+            f"train.batch_size: {spec.train.batch_size} is more than {spec.data.name} has to train on: "
+            f"{rows} rows",
             hint="leave --batch-size out, or make it smaller",
         )
 

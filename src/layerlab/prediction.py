@@ -60,13 +60,6 @@ def predict_table(model_path: Path, rows_path: Path) -> Predicted:
                 hint=did_you_mean(feature, table.column_names),
             )
     x = np.column_stack([numeric_column(str(rows_path), table, f) for f in features])  # (N, n_in)
-    with np.errstate(over="ignore"):
-        too_large = ~np.isfinite(x.astype(model.dtype)).all(axis=0)
-    if too_large.any():
-        column = one_line(features[int(too_large.argmax())])
-        raise DataError(
-            f"{rows_path}: column '{column}' has a number too large for the model's {model.input.type}"
-        )
     values = np.concatenate(
         [model.run(part) for part in np.split(x, range(ROWS_AT_ONCE, len(x), ROWS_AT_ONCE))]
     )

@@ -66,14 +66,14 @@ def rows() -> list[TierRow]:
 
     allowed = _allowed()
     found: list[TierRow] = []
-    about: dict[int, metadata.PackageMetadata] = {}  # reading it parses a file, every time
+    about: dict[int, metadata.PackageMetadata | None] = {}  # reading it parses a file, every time
     for point in metadata.entry_points(group=GROUP):
         distribution = point.dist
         assert distribution is not None  # an entry point that was found has one
         if id(distribution) not in about:
-            about[id(distribution)] = distribution.metadata
+            about[id(distribution)] = _facts(distribution)
         facts = about[id(distribution)]
-        if facts["Name"] is None:  # what an uninstall that was broken off leaves behind
+        if facts is None:
             continue
         if allowed is None or normalised(facts["Name"]) in allowed | {_OWN}:
             found.append(_row(facts, point))
@@ -189,6 +189,15 @@ def normalised(name: str) -> str:
 def _allowed() -> set[str] | None:
     text = os.environ.get("LAYERLAB_PLUGINS")
     return None if text is None else {normalised(part.strip()) for part in text.split(",") if part.strip()}
+
+
+def _facts(distribution: metadata.Distribution) -> metadata.PackageMetadata | None:
+    """A distribution's metadata; None for what an uninstall that was broken off leaves behind."""
+    try:
+        facts = distribution.metadata
+    except FileNotFoundError:  # so says the backport, which takes over where something imports it
+        return None
+    return facts if "Name" in facts and "Version" in facts else None
 
 
 def _row(facts: metadata.PackageMetadata, point: metadata.EntryPoint) -> TierRow:

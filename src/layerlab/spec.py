@@ -273,6 +273,9 @@ def build_spec(
     if {"steps", "epochs"} <= set(flags):
         raise SpecError("steps and epochs exclude each other", hint="give --steps or --epochs")
     tree: dict[str, Any] = {} if config is None else read_yaml(Path(config))
+    settings = list(settings)
+    if {"train.steps", "train.epochs"} <= {setting.partition("=")[0] for setting in settings}:
+        raise SpecError("--set train.steps and train.epochs exclude each other", hint="give one of them")
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:

@@ -49,6 +49,8 @@ def parse_yaml(text: str, source: str) -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = key_node.value
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             if key_node.tag != "tag:yaml.org,2002:str":
                 line = key_node.start_mark.line + 1
                 raise SpecError(f"{source}: a key is not text (line {line})")

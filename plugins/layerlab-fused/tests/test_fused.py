@@ -60,9 +60,9 @@ def test_float32_stays_within_the_rounding_of_one_step(bias: bool, shape: tuple[
     """Each step is off by no more than its roundings, to first order in the unit roundoff u.
 
     Before every step the oracle takes the tier's own parameters. What a step computes is sums of products,
-    over D_in, H, D_out and N terms in turn, so that its error is at most ``k u S``: k is the number of roundings
-    on the longest path, ``D_in + H + D_out + N + 10``, and S the same sums with every factor replaced by its
-    absolute value.
+    over D_in, H, D_out and N terms in turn, so that its error is at most ``k u S``: k is the number of
+    roundings on the longest path, ``D_in + H + D_out + N + 10``, and S the same sums with every factor
+    replaced by its absolute value.
     """
     u = float(np.finfo(np.float32).eps) / 2
     params, x, y, lr = problem(*shape, bias=bias)

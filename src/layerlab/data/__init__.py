@@ -29,7 +29,7 @@ def check_table(name: str) -> Path:
         known = did_you_mean(name, (RANDOM, *BUNDLED))
         raise DataError(
             f"no data is called '{one_line(name)}'",
-            hint=f"{known} A file of your own ends in {', '.join(TABLE_SUFFIXES)}",
+            hint=f"{known}; a file of your own ends in {', '.join(TABLE_SUFFIXES)}",
         )
     try:
         is_file = path.is_file()

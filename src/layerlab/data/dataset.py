@@ -136,7 +136,7 @@ def prepare(dataset: Dataset, *, val_fraction: float, seed: int) -> Prepared:
         seed: The seed of the run.
 
     Raises:
-        DataError: Too few rows to keep some for validation, or numbers too large to standardise.
+        DataError: Too few rows to keep some for validation.
     """
     labels = np.zeros(len(dataset.x), np.intp) if dataset.classes is None else dataset.y.argmax(axis=1)
     train, val = _split(labels, val_fraction, seed)
@@ -148,12 +148,7 @@ def prepare(dataset: Dataset, *, val_fraction: float, seed: int) -> Prepared:
     scaler = None
     if dataset.standardise:
         scale_targets = dataset.classes is None
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaler = Scaler.fit(dataset.x[train], dataset.y[train], scale_targets=scale_targets)
-        named = zip((*dataset.features, *dataset.outputs), (*scaler.x_std, *scaler.y_std), strict=True)
-        for column, std in named:
-            if not np.isfinite(std):
-                raise DataError(f"{dataset.name}: column '{column}' has numbers too large to standardise")
+        scaler = Scaler.fit(dataset.x[train], dataset.y[train], scale_targets=scale_targets)
     return Prepared(dataset, train, val, scaler)
 
 

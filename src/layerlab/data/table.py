@@ -139,6 +139,12 @@ def numeric_column(name: str, table: pa.Table, column: str) -> Array:
         row = int(bad.argmax())
         fault = "has no value" if math.isnan(values[row]) else "is not finite"
         raise DataError(f"{name}: column '{shown}' {fault} in row {row + 1}")
+    too_large = np.abs(values) > np.finfo(np.float32).max
+    if too_large.any():
+        row = int(too_large.argmax())
+        raise DataError(
+            f"{name}: column '{shown}' is too large for 32 bits in row {row + 1}: {values[row]:g}"
+        )
     return values.astype(np.float64)
 
 
