@@ -339,9 +339,14 @@ def _spec_error(error: ValidationError, source: str | None) -> SpecError:
     say = _WORDS.get(first["type"])
     message = say(first.get("ctx", {})) if say else first["msg"]
     given = first.get("input")
-    shown = f", got {given!r}" if isinstance(given, (str, int, float, bool)) else ""
+    shown = f", got {_short(given)}" if isinstance(given, (str, int, float, bool)) else ""
     subject = f"{where}: " if where else ""
     return SpecError(f"{prefix}{subject}{message}{shown}{more}", hint=f"set it with {flag}" if flag else None)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -354,6 +359,11 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "int_type": lambda _: "should be a whole number",
     "bool_type": lambda _: "should be true or false",
     "string_type": lambda _: "should be text",
+    "string_too_short": lambda _: "should not be empty",
+    "string_too_long": lambda ctx: f"should have at most {ctx['max_length']} characters",
+    "too_short": lambda _: "should not be empty",
+    "tuple_type": lambda _: "should be a list of names",
+    "invalid_key": lambda _: "is not text, and every key is",
     "model_type": lambda _: "should be a mapping of keys to values",
     "model_attributes_type": lambda _: "should be a mapping of keys to values",
 }

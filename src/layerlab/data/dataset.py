@@ -49,6 +49,11 @@ class Dataset:
         """Either "classification" or "regression"."""
         return "regression" if self.classes is None else "classification"
 
+    @property
+    def label(self) -> str:
+        """What errors call it: the path of a file, or the name."""
+        return self.name if self.source in {"generated", "scikit-learn"} else self.source
+
     @cached_property
     def digest(self) -> str:
         """The start of the SHA-256 of the numbers: two data sets with one digest are the same."""
@@ -142,7 +147,7 @@ def prepare(dataset: Dataset, *, val_fraction: float, seed: int) -> Prepared:
     train, val = _split(labels, val_fraction, seed)
     if val_fraction > 0 and (len(train) == 0 or len(val) == 0):
         raise DataError(
-            f"{dataset.name}: {len(dataset.x)} rows are too few to keep {val_fraction:g} for validation",
+            f"{dataset.label}: {len(dataset.x)} rows are too few to keep {val_fraction:g} for validation",
             hint="--val-fraction 0 trains on all rows",
         )
     scaler = None

@@ -88,7 +88,9 @@ def read_table(path: Path) -> pa.Table:
     try:
         if path.suffix.lower() == ".csv":
             block = min(max(path.stat().st_size, 2**20), _LARGEST_BLOCK)
-            table = pyarrow.csv.read_csv(path, read_options=pyarrow.csv.ReadOptions(block_size=block))
+            # one thread: with several, Arrow does not know the number of a row that it complains of
+            options = pyarrow.csv.ReadOptions(block_size=block, use_threads=False)
+            table = pyarrow.csv.read_csv(path, read_options=options)
         else:
             table = pyarrow.parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
