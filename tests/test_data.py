@@ -41,7 +41,7 @@ def dataset(y: Any, classes: tuple[str, ...] | None = None, *, x: Any = None) ->
     x = np.arange(len(y), dtype=float)[:, None] if x is None else x
     features = tuple(f"f{i}" for i in range(x.shape[1]))
     outputs = classes or tuple(f"t{i}" for i in range(y.shape[1]))
-    return Dataset("made", "test", x, y, features, outputs, classes, standardise=True)
+    return Dataset("made", "generated", x, y, features, outputs, classes, standardise=True)
 
 
 def labelled(*counts: int) -> Dataset:

@@ -49,6 +49,7 @@ DEFAULT_URI = "sqlite:///mlflow.db"
 # MLflow's limits for one call.
 PARAMS_A_CALL = 100
 LONGEST_TAG = 5000
+LONGEST_PARAM = 6000  # spec.yaml has every value whole
 # Blocks that may wait to be sent: a bound on memory. A training that is faster than its store waits here.
 QUEUED_BLOCKS = 16
 SPOOL = Path(".layerlab") / "spool"
@@ -128,7 +129,7 @@ class Store:
             run = self.client.create_run(experiment_id, tags=tags, run_name=info.name)
             record = RunRecord(self, run.info.run_id, experiment_id)
             try:
-                params = [Param(key, value) for key, value in info.params.items()]
+                params = [Param(key, value[:LONGEST_PARAM]) for key, value in info.params.items()]
                 for start in range(0, len(params), PARAMS_A_CALL):
                     self.client.log_batch(record.run_id, params=params[start : start + PARAMS_A_CALL])
                 self.client.log_text(record.run_id, info.spec_yaml, "spec.yaml")
