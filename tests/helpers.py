@@ -29,22 +29,17 @@ class Result:
 
 def run_python(code: str, *, cwd: Path, env: dict[str, str] | None = None) -> Result:
     """Runs code in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        timeout=120,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+    return _run(["-c", code], cwd, env)
 
 
 def run_command(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Result:
     """Runs ``layerlab`` in a fresh process."""
+    return _run(["-m", "layerlab", *map(str, arguments)], cwd, env)
+
+
+def _run(arguments: list[str], cwd: Path, env: dict[str, str] | None) -> Result:
     done = subprocess.run(
-        [sys.executable, "-m", "layerlab", *map(str, arguments)],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,

@@ -173,28 +173,10 @@ def run(
     as_json: Json = None,
 ) -> None:
     """Train tiers, record every step in MLflow, leave checked ONNX files in ./models."""
-    flags: dict[str, Any] = {
-        "plugin": plugin or None,
-        "steps": steps,
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "hidden": hidden,
-        "init": init,
-        "bias": bias,
-        "seed": seed,
-        "data": data,
-        "target": target or None,
-        "n": n,
-        "d_in": d_in,
-        "d_out": d_out,
-        "val_fraction": val_fraction,
-        "accelerator": accelerator,
-        "precision": precision,
-        "experiment": experiment,
-        "name": name,
-        "export": export,
-    }
+    given = locals()  # the flags, by the names that the spec knows them by
+    from layerlab.spec import FLAGS
+
+    flags = {flag: given[flag] for flag in FLAGS if given[flag] not in (None, [])}
     source: dict[str, Any] = {"config": config, "settings": settings or ()}
     if print_config:
         from layerlab.planning import resolve
