@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -71,6 +72,9 @@ def test_the_whole_record_is_there(store: tuple[str | None, MlflowClient], folde
     assert tags["layerlab.onnx"] == single.onnx["path"]
     from importlib.metadata import version
 
+    assert tags["layerlab.version"] == version("layerlab")
+    assert tags["layerlab.device_name"]
+    assert tags["mlflow.user"] == getpass.getuser()
     for name in ("layerlab", "torch", "pytorch-lightning", "mlflow", "onnx", "onnxruntime", "numpy"):
         assert tags[f"version.{name}"] == version(name)
     assert "mlflow.source.git.commit" not in tags
@@ -130,6 +134,34 @@ def test_the_ui_shows_the_run(server: str, folder: Path, layerlab_cli: Any) -> N
     with urllib.request.urlopen(address) as answer:
         steps = [m.get("step", 0) for m in json.load(answer)["metrics"]]
     assert sorted(steps) == list(range(12))
+    query = {"experiment_ids": [experiment_id(server, "rest")], "filter": "attributes.status = 'FINISHED'"}
+    search = urllib.request.Request(
+        f"{server}/api/2.0/mlflow/runs/search",
+        data=json.dumps(query).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(search) as answer:
+        assert run["run_id"] in [found["info"]["run_id"] for found in json.load(answer)["runs"]]
+
+
+def experiment_id(server: str, name: str) -> str:
+    return str(MlflowClient(server).get_experiment_by_name(name).experiment_id)
+
+
+# A password may hold an "@": only the last one ends the credentials.
+@pytest.mark.parametrize("password", ["secret", "se@cret"])
+def test_credentials_are_in_nothing_that_is_printed_or_kept(
+    folder: Path, server: str, layerlab_cli: Any, password: str
+) -> None:
+    """A server behind ``user:password@`` is recorded to; the password is in no output and no record."""
+    uri = server.replace("://", f"://user:{password}@")
+    result = layerlab_cli(
+        "run", "-p", "nn", "--steps", 3, "--n", 4, "--d-in", 3, "--tracking-uri", uri, "--json"
+    )
+    report = json.loads(result.stdout)
+    assert (result.code, report["tracking_uri"]) == (0, server)
+    record = MlflowClient(server).get_run(report["runs"][0]["run_id"])
+    assert "cret" not in f"{result.stdout}{result.stderr}{record.to_dictionary()}"
 
 
 def test_the_environment_names_the_store(
@@ -215,16 +247,17 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize("password", ["secret", "se@cret"])
 def test_a_server_that_is_not_there_is_one_line(
-    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
     """Exit 2, nothing trained, a hint, and no credentials in what is said."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     port = closed_port()
-    line = refused(layerlab_cli, "--tracking-uri", f"http://user:secret@127.0.0.1:{port}")
+    line = refused(layerlab_cli, "--tracking-uri", f"http://user:{password}@127.0.0.1:{port}")
     assert line.startswith(f"error: tracking store http://127.0.0.1:{port} cannot be opened")
     assert "mlflow server" in line
-    assert "secret" not in line
+    assert "cret" not in line
     assert list(empty_folder.iterdir()) == []
 
 

@@ -60,6 +60,7 @@ def entry() -> NoReturn:
         code = ended.code
     except BaseException:  # noqa: BLE001 -- shown as Python would show it
         sys.excepthook(*sys.exc_info())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -70,6 +71,7 @@ def entry() -> NoReturn:
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:  # noqa: ARG001 -- the handler's signature
+    signal.signal(signum, signal.SIG_IGN)  # it is ending: once is enough
     raise Interrupted(signum)
 
 
@@ -203,6 +205,7 @@ def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> N
             with console.Progress() as watch:
                 report = runner.run(**arguments, observer=watch)
     except Interrupted as interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
         if interrupted.report is not None:
             show(interrupted.report)
         raise

@@ -252,8 +252,10 @@ class _Run:
                 str(error) if isinstance(error, LayerlabError) else f"{type(error).__name__}: {error}"
             )
             report.hint = getattr(error, "hint", None)
-        record.log_metrics(report.steps, {f"seconds/{part}": took for part, took in report.seconds.items()})
-        unsent = record.finish(status, report.error)
+        seconds = {f"seconds/{part}": took for part, took in report.seconds.items()}
+        with self.stop.held():
+            record.log_metrics(report.steps, seconds)
+            unsent = record.finish(status, report.error)
         report.unsent = None if unsent is None else asdict(unsent)
         report.seconds["total"] = round(time.perf_counter() - self._began, 6)
         self.observer.finished(report)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import Interrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 
@@ -20,6 +22,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._closing = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -39,9 +42,21 @@ class StopSignals:
             Interrupted: A signal came since the context was entered.
         """
         if self.signum is not None:
+            self._closing = True
             raise Interrupted(self.signum)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this context nothing stops at once: a record that is being closed is closed."""
+        before, self._closing = self._closing, True
+        try:
+            yield
+        finally:
+            self._closing = before
+
     def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the handler's signature
-        if self.signum is not None and signum == signal.SIGINT:
+        if self.signum is None:
+            self.signum = signum
+        elif signum == signal.SIGINT and not self._closing:
+            self._closing = True
             raise KeyboardInterrupt
-        self.signum = signum

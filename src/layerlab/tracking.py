@@ -313,7 +313,7 @@ def _requirements(*names: str) -> list[str]:
 
 def _text(error: BaseException) -> str:
     """What an error says, in one line and without the credentials that a URI in it may have."""
-    return re.sub(r"://[^/\s@]+@", "://", one_line(str(error)))[:300]
+    return re.sub(r"://[^/\s]+@", "://", one_line(str(error)))[:300]
 
 
 def _reason(error: BaseException) -> str:

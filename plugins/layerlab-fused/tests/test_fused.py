@@ -62,7 +62,8 @@ def test_float32_stays_within_the_rounding_of_one_step(bias: bool, shape: tuple[
     Before every step the oracle takes the tier's own parameters. What a step computes is sums of products,
     over D_in, H, D_out and N terms in turn, so that its error is at most ``k u S``: k is the number of
     roundings on the longest path, ``D_in + H + D_out + N + 10``, and S the same sums with every factor
-    replaced by its absolute value.
+    replaced by its absolute value. The loss squares N D_out such terms and adds them up, so that its error is
+    at most ``(2 k + N D_out) u`` times the sum of their squares.
     """
     u = float(np.finfo(np.float32).eps) / 2
     params, x, y, lr = problem(*shape, bias=bias)
@@ -72,12 +73,14 @@ def test_float32_stays_within_the_rounding_of_one_step(bias: bool, shape: tuple[
     roundings = sum(shape) + 10
     for step in range(STEPS):
         before = tier.params().map(lambda p: p.astype(np.float64))
-        tier.step(torch.from_numpy(x32), torch.from_numpy(y32))
-        _, grads = gradients(before, x, y)
+        loss = float(tier.step(torch.from_numpy(x32), torch.from_numpy(y32)))
+        expected, grads = gradients(before, x, y)
         size = before.map(np.abs)
         # |relu(h)| <= |x| |w1| + |b1|, and |y_pred - y| <= that through |w2| and |b2|, plus |y|
         h = np.abs(x) @ size.w1 + (0 if size.b1 is None else size.b1)
         diff = 2 * (h @ size.w2 + (0 if size.b2 is None else size.b2) + np.abs(y))
+        most = (2 * roundings + y.size) * u * np.square(diff / 2).sum()
+        assert abs(loss - expected) <= most, (step, "loss")
         back = diff @ size.w2.T
         sums = Params(np.abs(x).T @ back, h.T @ diff, back.sum(axis=0), diff.sum(axis=0))
         for name, p, q in pairs(tier.params(), sgd(before, grads, lr=lr)):
@@ -97,15 +100,17 @@ def test_batches_of_different_sizes_in_turn() -> None:
             np.testing.assert_allclose(p, q, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_nothing_passes_through_relu_at_zero() -> None:
-    """Pre-activations of exactly 0 leave the first layer as it is."""
-    params = Params(np.zeros((3, 4)), np.ones((4, 2)), np.zeros(4), np.zeros(2))
+@pytest.mark.parametrize("pre_activation", [0.0, -1.0])
+def test_nothing_passes_through_relu_where_it_is_flat(pre_activation: float) -> None:
+    """Pre-activations of exactly 0, and dead units, leave both weight matrices as they are, to the bit."""
+    params = Params(np.zeros((3, 4)), np.ones((4, 2)), np.full(4, pre_activation), np.zeros(2))
     tier = make(params, 0.1)
     tier.step(torch.ones(5, 3, dtype=torch.float64), torch.ones(5, 2, dtype=torch.float64))
     after = tier.params()
-    assert not after.w1.any()
-    assert after.b1 is not None
-    assert not after.b1.any()
+    for name in ("w1", "w2", "b1"):
+        assert (getattr(after, name) == getattr(params, name)).all(), name
+    assert after.b2 is not None
+    assert after.b2.all(), "the last bias has no ReLU behind it"
 
 
 def test_the_contract() -> None:

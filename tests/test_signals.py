@@ -1,0 +1,90 @@
+"""Signals that come again, and while the record is being closed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STEPS = 10**9
+ENDLESS = f"run -p nn --steps {STEPS} --n 4 --d-in 3 --d-out 2 --hidden 3 --json".split()
+# A training computes: so many looks in a row, a millisecond apart, find it asleep only when it waits.
+ASLEEP = 200
+
+
+@pytest.fixture
+def training(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of a training that would take days."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layerlab", *ENDLESS],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"nn: {STEPS} steps\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until_it_waits(process: subprocess.Popen[str]) -> None:
+    """Returns when the main thread of a process no longer computes."""
+    stat = Path(f"/proc/{process.pid}/task/{process.pid}/stat")
+    pause, asleep = threading.Event(), 0
+    while asleep < ASLEEP:
+        assert process.poll() is None, "it ended although its store takes nothing"
+        asleep = asleep + 1 if stat.read_text().rpartition(")")[2].split()[0] == "S" else 0
+        pause.wait(0.001)
+
+
+def recorded(client: Any) -> Any:
+    (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
+    return run
+
+
+def test_an_interrupt_while_the_record_is_closed_leaves_it_killed(
+    training: subprocess.Popen[str], folder: Path, client: Any
+) -> None:
+    """A locked store holds up the closing; a second SIGINT during it does not leave a RUNNING run."""
+    lock = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=30)
+    try:
+        lock.execute("BEGIN IMMEDIATE")
+        training.send_signal(signal.SIGINT)
+        until_it_waits(training)
+        training.send_signal(signal.SIGINT)
+        lock.execute("ROLLBACK")
+    finally:
+        lock.close()
+    _, err = training.communicate(timeout=60)
+    run = recorded(client)
+    assert (training.returncode, run.info.status) == (130, "KILLED")
+    assert run.info.end_time is not None
+    assert run.data.tags["layerlab.reason"] == "stopped by SIGINT"
+    assert "Traceback" not in err
+
+
+def test_an_impatient_user_gets_what_a_patient_one_gets(training: subprocess.Popen[str], client: Any) -> None:
+    """SIGINT again and again until the process is gone: exit 130, KILLED, the report, no traceback."""
+    while training.poll() is None:
+        training.send_signal(signal.SIGINT)
+        try:
+            training.wait(0.01)
+        except subprocess.TimeoutExpired:
+            continue
+    out, err = training.communicate(timeout=60)
+    assert (training.returncode, recorded(client).info.status) == (130, "KILLED")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1:] == ["error: stopped by SIGINT"]
+    assert [run["status"] for run in json.loads(out)["runs"]] == ["KILLED"]
