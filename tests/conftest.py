@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from helpers import Result
+from helpers import Result, Site
 
 # Before anything imports them.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -83,6 +83,17 @@ def layerlab_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
     return call
 
 
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """Where this test installs distributions."""
+    path = tmp_path / "site"
+    path.mkdir()
+    monkeypatch.syspath_prepend(path)
+    yield Site(path, monkeypatch)
+    for module in [name for name in sys.modules if name.startswith("module_of_")]:
+        del sys.modules[module]
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, migrated_db: Path) -> Iterator[str]:
     """A real ``mlflow server`` on loopback, with a store and artifacts of its own."""
@@ -123,3 +134,11 @@ def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"the MLflow server did not start:\n{log.read_text()[-2000:]}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints how many of the gallery's wrong tiers were caught, whichever process they were tried in."""
+    reports = [report for group in ("passed", "failed") for report in terminalreporter.stats.get(group, [])]
+    said = [value for report in reports for key, value in report.user_properties if key == "wrong tiers"]
+    if said:
+        terminalreporter.write_line(f"wrong tiers: caught {said.count('caught')} of {said.count('tried')}")

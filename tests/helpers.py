@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerlab.tier import Params
+
+if TYPE_CHECKING:
+    import pytest
 
 BUILTINS = ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
 # A problem that trains in an instant.
@@ -63,3 +67,119 @@ def problem(
     )
     x, y = rng.standard_normal((n, d_in)), rng.standard_normal((n, d_out))
     return params.map(lambda p: p.astype(dtype)), x.astype(dtype), y.astype(dtype)
+
+
+# What the tiers of third parties are made of here: `Good` trains, the others lack something.
+TIERS = '''
+"""A tier of a third party."""
+import torch
+from layerlab import Params, Recipe, Tier
+
+
+class Good(Tier):
+    """Trains by autograd."""
+
+    contract_version = 1
+
+    supports_bias = False
+    recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=False)
+
+    def __init__(self, params, *, lr, device, dtype):
+        self.lr = lr
+        self.ws = [torch.tensor(w, device=device, requires_grad=True) for w in params[:2]]
+
+    def forward(self, x):
+        return (x @ self.ws[0]).relu() @ self.ws[1]
+
+    def step(self, x, y):
+        loss = (self.forward(x) - y).square().sum()
+        for w, gradient in zip(self.ws, torch.autograd.grad(loss, self.ws)):
+            w.data -= self.lr * gradient
+        return loss.detach()
+
+    def params(self):
+        return Params.copy_of(*self.ws)
+
+
+class Empty(Tier):
+    recipe = Recipe()
+
+
+class Plain(Tier):
+    def __init__(self, params, *, lr, device, dtype): ...
+    def forward(self, x): ...
+    def params(self): ...
+    def step(self, x, y): ...
+
+
+class DictRecipe(Plain):
+    recipe = {"lr": 1e-4}
+
+
+class UnknownInit(Plain):
+    recipe = Recipe(init="zeros")
+
+
+class NanRate(Plain):
+    recipe = Recipe(lr=float("nan"))
+
+
+class OnlyBackward(Tier):
+    recipe = Recipe()
+    def __init__(self, params, *, lr, device, dtype): ...
+    def forward(self, x): ...
+    def params(self): ...
+    def backward(self, x, y_pred, y): ...
+
+
+class Quantum(Plain):
+    recipe = Recipe()
+    accelerators = frozenset({"qpu"})
+
+
+class ListOfAccelerators(Plain):
+    recipe = Recipe()
+    accelerators = ["tpu"]
+
+
+class TextOfPrecisions(Plain):
+    recipe = Recipe()
+    precisions = "8-true"
+
+
+not_a_class = 5
+
+
+class NotATier:
+    pass
+'''
+
+
+@dataclass
+class Site:
+    """A folder of installed distributions, as pip would have left them."""
+
+    path: Path
+    patch: pytest.MonkeyPatch
+
+    def add(
+        self, distribution: str, points: dict[str, str], code: str = TIERS, *, metadata: str | None = None
+    ) -> str:
+        """Installs a distribution with one module; in ``points``, ``MODULE`` stands for its name."""
+        module = f"module_of_{distribution.replace('-', '_')}"
+        info = self.path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir(parents=True)
+        lines = [f"{name} = {target.replace('MODULE', module)}" for name, target in points.items()]
+        (info / "entry_points.txt").write_text("[layerlab.tiers]\n" + "\n".join(lines) + "\n")
+        default = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\nSummary: Of {distribution}.\n"
+        if metadata is None:
+            metadata = default
+        if metadata:
+            (info / "METADATA").write_text(metadata)
+        (self.path / f"{module}.py").write_text(code)
+        importlib.invalidate_caches()
+        return module
+
+    def allow(self, *distributions: str) -> None:
+        """Allows these and no others beside the built-ins."""
+        self.patch.setenv("LAYERLAB_PLUGINS", ",".join(distributions))

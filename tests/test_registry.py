@@ -2,146 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import py_compile
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import BUILTINS, run_command
+from helpers import BUILTINS, TIERS, Site, run_command
 from layerlab import registry
 from layerlab.errors import PluginError
 
 ROW = {"name", "selector", "distribution", "version", "summary", "target"}
-
-# What the tiers of third parties are made of here: `Good` trains, the others lack something.
-TIERS = '''
-"""A tier of a third party."""
-import torch
-from layerlab import Params, Recipe, Tier
-
-
-class Good(Tier):
-    """Trains by autograd."""
-
-    supports_bias = False
-    recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=False)
-
-    def __init__(self, params, *, lr, device, dtype):
-        self.lr = lr
-        self.ws = [torch.tensor(w, device=device, requires_grad=True) for w in params[:2]]
-
-    def forward(self, x):
-        return (x @ self.ws[0]).relu() @ self.ws[1]
-
-    def step(self, x, y):
-        loss = (self.forward(x) - y).square().sum()
-        for w, gradient in zip(self.ws, torch.autograd.grad(loss, self.ws)):
-            w.data -= self.lr * gradient
-        return loss.detach()
-
-    def params(self):
-        return Params.copy_of(*self.ws)
-
-
-class Empty(Tier):
-    recipe = Recipe()
-
-
-class Plain(Tier):
-    def __init__(self, params, *, lr, device, dtype): ...
-    def forward(self, x): ...
-    def params(self): ...
-    def step(self, x, y): ...
-
-
-class DictRecipe(Plain):
-    recipe = {"lr": 1e-4}
-
-
-class UnknownInit(Plain):
-    recipe = Recipe(init="zeros")
-
-
-class NanRate(Plain):
-    recipe = Recipe(lr=float("nan"))
-
-
-class OnlyBackward(Tier):
-    recipe = Recipe()
-    def __init__(self, params, *, lr, device, dtype): ...
-    def forward(self, x): ...
-    def params(self): ...
-    def backward(self, x, y_pred, y): ...
-
-
-class Quantum(Plain):
-    recipe = Recipe()
-    accelerators = frozenset({"qpu"})
-
-
-class ListOfAccelerators(Plain):
-    recipe = Recipe()
-    accelerators = ["tpu"]
-
-
-class TextOfPrecisions(Plain):
-    recipe = Recipe()
-    precisions = "8-true"
-
-
-not_a_class = 5
-
-
-class NotATier:
-    pass
-'''
-
-
-@dataclass
-class Site:
-    """A folder of installed distributions, as pip would have left them."""
-
-    path: Path
-    patch: pytest.MonkeyPatch
-
-    def add(
-        self, distribution: str, points: dict[str, str], code: str = TIERS, *, metadata: str | None = None
-    ) -> str:
-        """Installs a distribution with one module; in ``points``, ``MODULE`` stands for its name."""
-        module = f"module_of_{distribution.replace('-', '_')}"
-        info = self.path / f"{distribution.replace('-', '_')}-1.0.dist-info"
-        info.mkdir(parents=True)
-        lines = [f"{name} = {target.replace('MODULE', module)}" for name, target in points.items()]
-        (info / "entry_points.txt").write_text("[layerlab.tiers]\n" + "\n".join(lines) + "\n")
-        default = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\nSummary: Of {distribution}.\n"
-        if metadata is None:
-            metadata = default
-        if metadata:
-            (info / "METADATA").write_text(metadata)
-        (self.path / f"{module}.py").write_text(code)
-        importlib.invalidate_caches()
-        return module
-
-    def allow(self, *distributions: str) -> None:
-        """Allows these and no others beside the built-ins."""
-        self.patch.setenv("LAYERLAB_PLUGINS", ",".join(distributions))
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """Where this test installs distributions."""
-    path = tmp_path / "site"
-    path.mkdir()
-    monkeypatch.syspath_prepend(path)
-    yield Site(path, monkeypatch)
-    for module in [name for name in sys.modules if name.startswith("module_of_")]:
-        del sys.modules[module]
 
 
 def names() -> list[str]:
@@ -194,7 +66,15 @@ def test_plugins_check_loads_each(layerlab_cli: Any) -> None:
     result = layerlab_cli("plugins", "--check")
     header, *lines = result.stdout.splitlines()
     assert result.code == 0
-    assert header.split() == ["tier", "distribution", "version", "accelerators", "recipe", "status"]
+    assert header.split() == [
+        "tier",
+        "distribution",
+        "version",
+        "contract",
+        "accelerators",
+        "recipe",
+        "status",
+    ]
     assert [line.split()[0] for line in lines] == BUILTINS
     assert [line.split()[-1] for line in lines] == ["ok"] * 7
     assert "cpu  " in lines[0]
@@ -204,7 +84,7 @@ def test_plugins_check_loads_each(layerlab_cli: Any) -> None:
 def test_plugins_check_prints_json(layerlab_cli: Any) -> None:
     """``--check --json`` has what ``--json`` has, and what loading tells."""
     entries = json.loads(layerlab_cli("plugins", "--check", "--json").stdout)
-    assert all(set(entry) == ROW | {"accelerators", "recipe", "status"} for entry in entries)
+    assert all(set(entry) == ROW | {"contract", "accelerators", "recipe", "status"} for entry in entries)
     assert {entry["status"] for entry in entries} == {"ok"}
     assert entries[0]["accelerators"] == ["cpu"]
     recipes = {entry["name"]: entry["recipe"] for entry in entries}
@@ -384,7 +264,7 @@ def test_a_clash_names_both(clash: Site, empty_folder: Path, layerlab_cli: Any) 
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
         "error: 'same' is offered by first-dist 1.0 and second-dist 1.0",
-        "hint: say which: --plugin first-dist:same or --plugin second-dist:same",
+        "hint: say which: first-dist:same or second-dist:same",
     ]
     assert list(empty_folder.iterdir()) == []
 
@@ -418,6 +298,48 @@ def test_a_built_in_tier_wins_over_a_third_partys(clash: Site) -> None:
     assert registry.find("nn").distribution == "layerlab"
     assert registry.find("first-dist:nn").distribution == "first-dist"
     assert [row.distribution for row in registry.select(["all"])] == ["layerlab"] * 7
+
+
+# Those written for another contract.
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("2", "written for contract 2, newer than 1, which this layerlab has (upgrade layerlab)"),
+        ("0", "written for contract 0, older than 1, which this layerlab has (upgrade the plugin)"),
+        ("'one'", "its contract_version is 'one', not a whole number (this one is 1)"),
+    ],
+    ids=["newer", "older", "no number"],
+)
+def test_a_plugin_for_another_contract_is_told_so(
+    site: Site, empty_folder: Path, layerlab_cli: Any, declared: str, said: str
+) -> None:
+    """``--check`` says which side to upgrade, and `run` and `check` refuse with exit code 2."""
+    code = TIERS.replace("contract_version = 1", f"contract_version = {declared}")
+    site.add("a-timely-dist", {"timely": "MODULE:Good"}, code)
+    site.allow("a-timely-dist")
+    result = layerlab_cli("plugins", "--check")
+    assert result.code == 0
+    assert result.stdout.splitlines()[-1].endswith(f"broken: tier 'timely' of a-timely-dist 1.0: {said}")
+    for command in (("run", "--plugin"), ("check",)):
+        refused = layerlab_cli(*command, "timely")
+        assert (refused.code, refused.stdout) == (2, "")
+        message, _, hint = said.partition(" (")
+        assert message in refused.stderr
+        assert f"hint: {hint.removesuffix(')')}" in refused.stderr
+    assert not list(empty_folder.iterdir())
+
+
+def test_a_plugin_that_declares_no_contract_is_told_so(site: Site, layerlab_cli: Any) -> None:
+    """It is loaded all the same; the conformance kit asks for the declaration."""
+    site.add("a-silent-dist", {"silent": "MODULE:Good"}, TIERS.replace("contract_version = 1", ""))
+    site.allow("a-silent-dist")
+    listed = layerlab_cli("plugins", "--check").stdout.splitlines()[-1]
+    assert listed.endswith("ok, but declares no contract_version")
+    checked = layerlab_cli("check", "silent", "--only", "contract-is-declared")
+    assert checked.code == 1
+    assert "it should say contract_version = 1" in checked.stdout
 
 
 # Broken ones.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import one_line
@@ -11,6 +12,8 @@ from layerlab.report import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from layerlab.comparison.report import CompareReport, RunsReport
+    from layerlab.conformance.scorecard import CheckReport
     from layerlab.modelfile import VerifyReport
     from layerlab.report import Report, RunReport
 
@@ -31,10 +34,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
 
 class Progress(Observer):
-    """Shows runs while they run: a bar on a terminal, one line a tier elsewhere."""
+    """Shows runs while they run: a bar on a terminal, one line a tier elsewhere.
 
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
+    Args:
+        silent: Show nothing at all.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._live = sys.stderr.isatty() and not silent
         self._bar: Any = None
         self._task: Any = None
 
@@ -70,7 +78,7 @@ class Progress(Observer):
         """A tier begins to train."""
         if self._bar is not None:
             self._bar.reset(self._task, total=steps, description=tier, loss="")
-        else:
+        elif not self._silent:
             _say(f"{tier}: {steps} steps")
 
     def advanced(self, step: int, loss: float) -> None:
@@ -80,7 +88,7 @@ class Progress(Observer):
 
     def finished(self, run: RunReport) -> None:
         """A run ended: a failure is told at once, with its reason."""
-        if run.error is not None:
+        if run.error is not None and not self._silent:
             _say(f"{run.tier}: {run.status}: {one_line(run.error)}")
             if run.hint:
                 _say(f"hint: {one_line(run.hint)}")
@@ -146,6 +154,72 @@ def _ui_command(tracking_uri: str) -> str:
     if tracking_uri == "sqlite:///mlflow.db":
         return "mlflow ui"
     return f"mlflow ui --backend-store-uri {tracking_uri}"
+
+
+def scorecard_text(report: CheckReport) -> str:
+    """The scorecard of a tier: a line a check, and the count."""
+    by = f" ({report.distribution} {report.version})" if report.distribution else ""
+    head = f"{report.tier}{by} on {report.device}, suite {report.suite}, seed {report.seed}"
+    rows = [
+        [result.check, result.result, _figure(result.figure), _figure(result.bound), result.detail]
+        for result in report.results
+    ]
+    counts = Counter(result.result for result in report.results)
+    score = f"{counts['pass']} passed, {counts['fail']} failed, {counts['n/a']} not applicable"
+    columns = ["check", "result", "figure", "bound", "detail"]
+    return f"{head}\n{table(columns, rows, right=['figure', 'bound'])}\n{score}\n"
+
+
+def compare_text(report: CompareReport) -> str:
+    """What a comparison of tiers found: a line a follower, the curves' ends, and where to look."""
+    rows = []
+    for pair in report.pairs:
+        verdict = f"agree for {pair.steps} steps" if pair.part is None else "part"
+        worst = f"{pair.worst:.2g} of the bound"
+        rows.append([pair.leader, pair.follower, verdict, worst, ", ".join(pair.compared), pair.said])
+    lines = [table(["leader", "follower", "verdict", "largest difference", "compared", "where"], rows)]
+    lines += [f"{pair.leader} and {pair.follower}: {note}" for pair in report.pairs for note in pair.notes]
+    losses = [[name, f"{loss:.6g}"] for name, loss in report.final_losses.items()]
+    lines += ["", table(["trained on its own", f"loss at step {report.steps - 1}"], losses)]
+    return "\n".join([*lines, "", *_kept(report)])
+
+
+def runs_text(report: RunsReport) -> str:
+    """What a comparison of two finished runs found."""
+    names = [run["run_id"][:8] for run in report.runs]
+    about = ["name", "tier", "status", "losses"]
+    lines = [table(["", *names], [[key, *(str(run[key]) for run in report.runs)] for key in about]), ""]
+    if report.params:
+        rows = [[key, *("-" if v is None else v for v in values)] for key, values in report.params.items()]
+        lines += [table(["parameter that differs", *names], rows), ""]
+    else:
+        lines += ["no parameter differs", ""]
+    rows = [[key, *(_figure(value) or "-" for value in values)] for key, values in report.figures.items()]
+    lines += [table(["final figure", *names], rows, right=names), ""]
+    losses = report.losses
+    said = f"losses: {losses['equal']} of the {losses['common']} steps that both have are equal"
+    if "first_difference" in losses:
+        first, worst = losses["first_difference"], losses["largest_relative_difference"]
+        said += (
+            f"; they part at step {first['step']}: {first['values'][0]:.9g} and {first['values'][1]:.9g}; "
+            f"the largest relative difference is {worst['value']:.2g}, at step {worst['step']}"
+        )
+    return "\n".join([*lines, said, "", *_kept(report)])
+
+
+def _kept(report: CompareReport | RunsReport) -> list[str]:
+    lines = [f"picture: {report.picture}"] if report.picture else []
+    if report.unsent is not None:
+        lines.append(f"unsent:  the tracking store did not take all of it: {report.unsent['reason']}")
+    return [
+        *lines,
+        f"run:     {report.run_id} in experiment '{report.experiment}'",
+        f"compare: {_ui_command(report.tracking_uri)}",
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def verify_text(report: VerifyReport) -> str:

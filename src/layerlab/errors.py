@@ -5,6 +5,7 @@ LayerlabError                 one line and a hint; anything else keeps its trace
 │   ├── SpecError             a key, a value or a flag
 │   ├── DataError             a table, a column, a row
 │   ├── PluginError           an unknown, ambiguous or broken tier
+│   │   └── ContractError     a tier that was written for another version of the contract
 │   ├── AcceleratorError      a device or a precision that is not there
 │   └── TrackingError         a store that cannot be reached or written at the start
 ├── RunError                  it was tried and did not work
@@ -53,6 +54,10 @@ class DataError(InputError):
 
 class PluginError(InputError):
     """A tier is unknown, ambiguous or broken."""
+
+
+class ContractError(PluginError):
+    """A tier was written for another version of the contract."""
 
 
 class AcceleratorError(InputError):

@@ -8,7 +8,7 @@ back-propagating errors", 1986), written out for this network in `gradients`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,34 +96,35 @@ class Adam:
         beta1: Decay of the running mean of gradients.
         beta2: Decay of the running mean of squared gradients.
         eps: Added to the root, outside of it.
+        t: Updates made.
+        m: Running means of the gradients, one for every parameter that there is.
+        v: Running means of their squares.
     """
 
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        self._t = 0
-        self._m: list[Array] = []
-        self._v: list[Array] = []
+    t: int = field(default=0, init=False)
+    m: list[Array] = field(default_factory=list, init=False)
+    v: list[Array] = field(default_factory=list, init=False)
 
     def update(self, params: Params, grads: Params) -> Params:
         """The parameters after one more step along ``grads``."""
-        if not self._m:
-            self._m = [np.zeros_like(p) for p in params if p is not None]
-            self._v = [np.zeros_like(p) for p in params if p is not None]
-        self._t += 1
+        if not self.m:
+            self.m = [np.zeros_like(p) for p in params if p is not None]
+            self.v = [np.zeros_like(p) for p in params if p is not None]
+        self.t += 1
         updated: list[Array | None] = []
-        moments = iter(range(len(self._m)))
+        moments = iter(range(len(self.m)))
         for p, g in zip(params, grads, strict=True):
             if p is None or g is None:
                 updated.append(None)
                 continue
             i = next(moments)
-            self._m[i] = self.beta1 * self._m[i] + (1 - self.beta1) * g
-            self._v[i] = self.beta2 * self._v[i] + (1 - self.beta2) * g * g
-            m_hat = self._m[i] / (1 - self.beta1**self._t)
-            v_hat = self._v[i] / (1 - self.beta2**self._t)
+            self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * g
+            self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * g * g
+            m_hat = self.m[i] / (1 - self.beta1**self.t)
+            v_hat = self.v[i] / (1 - self.beta2**self.t)
             updated.append(p - self.lr * m_hat / (np.sqrt(v_hat) + self.eps))
         return Params(*updated)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerlab.errors import PluginError, did_you_mean, one_line
+from layerlab.errors import ContractError, PluginError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -118,7 +118,7 @@ def find(name: str, listed: list[TierRow] | None = None) -> TierRow:
         )
     if len(hits) > 1:
         offered = " and ".join(f"{r.distribution} {r.version}" for r in hits)
-        choices = " or ".join(f"--plugin {r.distribution}:{r.name}" for r in hits)
+        choices = " or ".join(f"{r.distribution}:{r.name}" for r in hits)
         raise PluginError(f"'{name}' is offered by {offered}", hint=f"say which: {choices}")
     return hits[0]
 
@@ -157,6 +157,8 @@ def load(row: TierRow) -> type[Tier]:
         ) from error
     if not (isinstance(tier, type) and issubclass(tier, Tier)):
         raise PluginError(f"{where}: {row.target} is not a subclass of layerlab.Tier")
+    if mismatch := tier.contract_mismatch():
+        raise ContractError(f"{where}: {mismatch[0]}", hint=mismatch[1])
     if fault := tier.contract_fault():
         raise PluginError(f"{where}: {fault}")
     return tier
@@ -171,6 +173,7 @@ def describe(row: TierRow, tier: type[Tier]) -> dict[str, Any]:
         source = ""
     return {
         **row.as_dict(),
+        "contract_version": getattr(tier, "contract_version", None),
         "accelerators": sorted(tier.accelerators),
         "precisions": sorted(tier.precisions),
         "recipe": asdict(tier.recipe),

@@ -79,7 +79,7 @@ class Report:
 
     def as_json(self) -> str:
         """The report as JSON; numbers that JSON does not know are null."""
-        return json.dumps(_json_safe(self.as_dict()), indent=2)
+        return json.dumps(json_safe(self.as_dict()), indent=2)
 
 
 class Observer:
@@ -98,9 +98,10 @@ class Observer:
         """A run ended, in whatever way."""
 
 
-def _json_safe(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
+    """The value with None for every number that JSON has no word for: infinities and nan."""
     if isinstance(value, dict):
-        return {key: _json_safe(inner) for key, inner in value.items()}
+        return {key: json_safe(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_safe(inner) for inner in value]
+        return [json_safe(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Init = Literal["normal", "linear"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
+# Goes up when a tier that was right before must be changed to stay so.
+CONTRACT_VERSION = 1
 PRECISIONS: tuple[Precision, ...] = ("32-true", "64-true", "bf16-mixed")
 
 
@@ -44,9 +46,10 @@ class Params(NamedTuple):
         return cls(w1, w2, b1, b2).map(host_copy)
 
     def map(self, function: Callable[[Any], Array]) -> Params:
-        """Applies a function to every parameter that there is."""
+        """Applies a function to every parameter that there is, in the order of the fields."""
+        w1, w2 = function(self.w1), function(self.w2)
         b1, b2 = (None if b is None else function(b) for b in (self.b1, self.b2))
-        return Params(function(self.w1), function(self.w2), b1, b2)
+        return Params(w1, w2, b1, b2)
 
 
 def host_copy(array: Any) -> Array:
@@ -54,7 +57,9 @@ def host_copy(array: Any) -> Array:
     import numpy as np
 
     if hasattr(array, "detach"):  # a torch tensor, perhaps on a device, perhaps with a gradient
-        array = array.detach().cpu().numpy()
+        array = array.detach().cpu()
+        # NumPy has no such type, and float32 holds all its values
+        array = (array.float() if str(array.dtype) == "torch.bfloat16" else array).numpy()
     return np.array(array)
 
 
@@ -99,6 +104,8 @@ class Tier(ABC):
     computed on the way.
 
     Attributes:
+        contract_version: The `CONTRACT_VERSION` that the tier was written for, as a number of its own. A tier
+            that was written for another one is refused with a word on which side to upgrade.
         accelerators: Where the tier runs, of {"cpu", "gpu"}; "gpu" means CUDA or MPS.
         precisions: Which precisions it computes in, of `PRECISIONS`. "bf16-mixed" is torch's autocast: a
             tier that autocast does not reach must not claim it.
@@ -112,6 +119,7 @@ class Tier(ABC):
         dtype: What the parameters are kept in: `torch.float32` or `torch.float64`.
     """
 
+    contract_version: ClassVar[int]
     accelerators: ClassVar[frozenset[str]] = frozenset({"cpu", "gpu"})
     precisions: ClassVar[frozenset[str]] = frozenset(PRECISIONS)
     supports_bias: ClassVar[bool] = True
@@ -187,6 +195,24 @@ class Tier(ABC):
     def resumable(cls) -> bool:
         """Whether the tier can be saved and gone on with."""
         return cls.state is not Tier.state and cls.load_state is not Tier.load_state
+
+    @classmethod
+    def contract_mismatch(cls) -> tuple[str, str] | None:
+        """How the contract that the class was written for differs from this one, and a hint; or None."""
+        version = getattr(cls, "contract_version", None)
+        if version is None or version == CONTRACT_VERSION:
+            return None
+        if not isinstance(version, int):
+            return (
+                f"its contract_version is {version!r}, not a whole number",
+                f"this one is {CONTRACT_VERSION}",
+            )
+        newer = version > CONTRACT_VERSION
+        return (
+            f"written for contract {version}, {'newer' if newer else 'older'} than {CONTRACT_VERSION}, "
+            "which this layerlab has",
+            "upgrade layerlab" if newer else "upgrade the plugin",
+        )
 
     @classmethod
     def contract_fault(cls) -> str | None:

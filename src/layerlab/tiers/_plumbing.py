@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class LooseTensors(Tier):
     """A tier whose parameters are loose tensors: ``w1``, ``w2`` and, with biases, ``b1``, ``b2``."""
 
+    contract_version = 1
     # Whether autograd should follow the parameters.
     requires_grad = False
 
@@ -60,6 +61,7 @@ class TwoLinears(Tier):
     `torch.nn.Linear` keeps its weight as (n_out, n_in), the transpose of the canonical layout.
     """
 
+    contract_version = 1
     model: nn.Module
 
     def __init__(self, params: Params, *, lr: float, device: torch.device, dtype: torch.dtype) -> None:

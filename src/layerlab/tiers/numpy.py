@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class NumpyTier(Tier):
     """The network on NumPy arrays. NumPy knows neither GPUs nor torch's autocast."""
 
+    contract_version = 1
     accelerators = frozenset({"cpu"})
     precisions = frozenset({"32-true", "64-true"})
     recipe = Recipe(optimizer="sgd", lr=1e-6, init="normal", bias=False)

@@ -34,6 +34,7 @@ class _Buffers:
 class FusedTier(Tier):
     """The two-layer network under gradient descent, with in-place `addmm_` updates; `step` only."""
 
+    contract_version = 1
     precisions = frozenset({"32-true", "64-true"})
     recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=True)
 

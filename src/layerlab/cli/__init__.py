@@ -1,0 +1,89 @@
+"""The command line: parse, call, print. Whatever is heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from layerlab.cli import models, plugins, proof, training
+from layerlab.cli.common import Flag, complain, emit
+from layerlab.errors import Interrupted, LayerlabError
+
+app = typer.Typer(
+    name="layerlab",
+    help="One two-layer network at every level of abstraction: trained under Lightning, tracked in MLflow, "
+    "proven step by step, shipped as a checked ONNX file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback is for a bug report: plain, whole
+    rich_markup_mode=None,
+)
+app.command()(training.run)
+app.add_typer(plugins.app, name="plugins", invoke_without_command=True)
+app.command()(proof.check)
+app.command()(proof.compare)
+app.command()(models.verify)
+app.command()(models.predict)
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with its code."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except LayerlabError as error:
+        complain(error)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def entry() -> NoReturn:
+    """The command itself: `main`, and then the process is gone.
+
+    Python would first take apart every module that was imported: with torch and MLflow that takes seconds,
+    and even without them a good part of a short command.
+    """
+    # Looking for pydantic's plugins means reading the metadata of every distribution there is.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    code: Any = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:  # noqa: BLE001 -- shown as Python would show it
+        sys.excepthook(*sys.exc_info())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads: a closed pipe is no reason to complain
+        code = code or 1
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:  # noqa: ARG001 -- the handler's signature
+    signal.signal(signum, signal.SIG_IGN)  # it is ending: once is enough
+    raise Interrupted(signum)
+
+
+def _version(wanted: Flag) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        emit(f"layerlab {version('layerlab')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        Flag, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = None,
+) -> None:
+    """One two-layer network at every level of abstraction."""

@@ -1,0 +1,91 @@
+"""``layerlab plugins`` and its subcommands."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from layerlab.cli.common import Flag, Json, emit
+
+if TYPE_CHECKING:
+    from layerlab.registry import TierRow
+
+app = typer.Typer(help="List tiers, look into one, begin one.", rich_markup_mode=None)
+
+
+@app.callback()
+def plugins(
+    context: typer.Context,
+    check: Annotated[
+        Flag,
+        typer.Option("--check", help="Load each tier: accelerators, recipe, and what is broken and why."),
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """List tiers, look into one."""
+    if context.invoked_subcommand is not None:
+        return
+    from layerlab import console, registry
+
+    rows = registry.rows()
+    entries = [_checked(row) if check else row.as_dict() for row in rows]
+    if as_json:
+        emit(json.dumps(entries, indent=2))
+        return
+    columns = [
+        "selector",
+        "distribution",
+        "version",
+        *(["contract", "accelerators", "recipe", "status"] if check else ["summary"]),
+    ]
+    cells = [[str(_cell(entry[column])) for column in columns] for entry in entries]
+    emit(console.table(["tier", *columns[1:]], cells))
+
+
+@app.command("show")
+def show_plugin(
+    name: Annotated[str, typer.Argument(help="A tier, or DISTRIBUTION:TIER.")], as_json: Json = None
+) -> None:
+    """Print a tier's documentation, recipe and source."""
+    from layerlab import registry
+
+    row = registry.find(name)
+    details = registry.describe(row, registry.load(row))
+    if as_json:
+        emit(json.dumps(details, indent=2))
+        return
+    source = details.pop("source")
+    documentation = details.pop("documentation")
+    for key, value in details.items():
+        emit(f"{key + ':':15}{_cell(value)}")
+    emit(f"\n{documentation}\n\n{source}")
+
+
+def _checked(row: TierRow) -> dict[str, Any]:
+    from layerlab import registry
+    from layerlab.errors import ContractError, PluginError
+
+    try:
+        loaded = registry.describe(row, registry.load(row))
+    except PluginError as error:
+        cure = f" ({error.hint})" if isinstance(error, ContractError) else ""
+        status = f"broken: {error}{cure}"
+        return {**row.as_dict(), "contract": None, "accelerators": [], "recipe": {}, "status": status}
+    contract = loaded["contract_version"]
+    return {
+        **row.as_dict(),
+        "contract": contract,
+        "accelerators": loaded["accelerators"],
+        "recipe": loaded["recipe"],
+        "status": "ok" if contract is not None else "ok, but declares no contract_version",
+    }
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "" if value is None else value

@@ -1,0 +1,413 @@
+"""The checks of what `layerlab.Tier` promises beside the arithmetic."""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from layerlab.conformance import problems
+from layerlab.conformance.lockstep import prove
+from layerlab.conformance.scorecard import Finding, NotApplicable
+from layerlab.errors import ModelError
+from layerlab.export import export
+from layerlab.modelfile import ModelFile
+from layerlab.reference import forward, initial_params
+from layerlab.rounding import Roundoff, bound_forward, bound_step
+from layerlab.tier import CONTRACT_VERSION, Params, host_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from layerlab.conformance.subject import Subject
+
+_SEVERAL = 5
+# The default problem of `layerlab run`: N, D_in, H, D_out.
+_DEFAULT = (64, 1000, 100, 10)
+_LEARNING_STEPS = 50
+
+
+def contract_is_declared(subject: Subject) -> Finding:
+    """The class says for which version of the contract it was written, and it is this one."""
+    declared = getattr(subject.tier_class, "contract_version", None)
+    said = f"contract_version = {CONTRACT_VERSION}"
+    ok = declared == CONTRACT_VERSION
+    return Finding(ok, detail=said if ok else f"it should say {said}")
+
+
+def params_are_copies(subject: Subject) -> Finding:
+    """What goes in and what `params()` gives are copies: training does not change them, nor they the tier."""
+    trial = subject.trial()
+    given = trial.feed.params()
+    kept = given.map(np.copy)
+    tier = trial.tier = trial.build(given)
+    taken = tier.params()
+    snapshot = taken.map(np.copy)
+    trial.steps(1)
+    faults = [f"training changes the {name} it was given" for name in _differing(given, kept)]
+    faults += [f"training changes the {name} that params() gave" for name in _differing(taken, snapshot)]
+    now = tier.params().map(np.copy)
+    for array in _arrays(tier.params()):
+        if not array.flags.writeable:
+            faults.append("params() gives arrays that cannot be written to")
+            break
+        np.add(array, 1, out=array)
+    faults += [f"writing to params() changes the tier's {name}" for name in _differing(tier.params(), now)]
+    return _faults(faults, "arguments, params() twice")
+
+
+def precision_is_kept(subject: Subject) -> Finding:
+    """In every declared precision the parameters keep their type: float64 in 64-true, else float32."""
+    faults = []
+    for precision in sorted(subject.tier_class.precisions):
+        trial = subject.trial(precision=precision)  # type: ignore[arg-type]
+        trial.steps(1)
+        for name, p in trial.tier.params()._asdict().items():
+            if p is not None and p.dtype != trial.feed.host:
+                faults.append(f"{precision}: {name} is {p.dtype}, not {trial.feed.host}")
+    return _faults(faults, ", ".join(sorted(subject.tier_class.precisions)))
+
+
+def forward_changes_nothing(subject: Subject) -> Finding:
+    """`forward` between steps, on these rows or others, leaves the training as it is, to the bit."""
+    trained, disturbed = subject.trial(), subject.trial()
+    faults = []
+    for _ in range(_SEVERAL):
+        x, _, _, _ = disturbed.feed.batch(disturbed.steps_done)
+        before = disturbed.tier.params()
+        for rows in (x, x[:1], torch.flip(x, [0])):
+            disturbed.tier.forward(rows)
+        faults += [f"forward() changes {name}" for name in _differing(disturbed.tier.params(), before)]
+        if disturbed.steps(1) != trained.steps(1):
+            faults.append("a step after other calls of forward() has another loss")
+    changed = _differing(disturbed.tier.params(), trained.tier.params())
+    faults += [f"steps after other calls of forward() lead to another {name}" for name in changed]
+    return _faults(faults, f"{_SEVERAL} steps with three calls between")
+
+
+def loss_is_before_the_update(subject: Subject) -> Finding:
+    """The loss that `step` returns is that of the parameters before the update."""
+    trial = subject.trial()
+    r = Roundoff.of(subject.precision)
+    worst, faults = 0.0, []
+    for number in range(_SEVERAL):
+        x, y, x64, y64 = trial.feed.batch(number)
+        start = trial.tier.params().map(np.float64)
+        loss = float(host_copy(trial.tier.step(x, y)))
+        end = trial.tier.params().map(np.float64)
+        before, after = (float(np.square(forward(p, x64) - y64).sum()) for p in (start, end))
+        bound = bound_step(start, x64, y64, r).loss
+        worst = max(worst, abs(loss - before) / bound)
+        if abs(loss - before) > bound:
+            nearer = "after" if abs(loss - after) < abs(loss - before) else "neither before nor after"
+            said = f"loss {loss:.9g}; before the update it is {before:.9g}, after it {after:.9g}: {nearer}"
+            faults.append(f"step {number}, {said}")
+            break
+    return Finding(not faults, worst, 1.0, faults[0] if faults else f"{_SEVERAL} steps")
+
+
+def construction_continues(subject: Subject) -> Finding:
+    """A tier built from `params()` of a trained one goes on exactly as it does."""
+    trial = subject.trial()
+    trial.steps(_SEVERAL)
+    twin = subject.trial()
+    twin.tier, twin.steps_done = twin.build(trial.tier.params()), trial.steps_done
+    faults = [f"its {name} is another" for name in _differing(twin.tier.params(), trial.tier.params())]
+    x, _, _, _ = trial.feed.batch(0)
+    if not _same(host_copy(trial.tier.forward(x)), host_copy(twin.tier.forward(x))):
+        faults.append("its forward() gives something else")
+    optimizer = subject.tier_class.recipe.optimizer
+    if optimizer != "sgd":
+        return _faults(
+            faults, f"parameters and forward(); the steps are left to state(): {optimizer} remembers"
+        )
+    if trial.steps(_SEVERAL) != twin.steps(_SEVERAL):
+        faults.append("its losses are others")
+    faults += [f"it trains to another {name}" for name in _differing(twin.tier.params(), trial.tier.params())]
+    return _faults(faults, f"{_SEVERAL} steps after {_SEVERAL}")
+
+
+def state_resumes(subject: Subject) -> Finding:
+    """A fresh tier that loads `state()`, from a file too, goes on to the bit, optimizer included."""
+    if not subject.tier_class.resumable():
+        raise NotApplicable("state(): the tier is not resumable")
+    trial = subject.trial()
+    trial.steps(_SEVERAL)
+    state = trial.tier.state()
+    if odd := sorted({type(leaf).__name__ for leaf in _leaves(state) if not _plain(leaf)}):
+        return Finding(False, detail=f"state() holds {', '.join(odd)}: only tensors, arrays and numbers can")
+    memory = io.BytesIO()
+    torch.save(_as_tensors(state), memory)
+    memory.seek(0)
+    stored = torch.load(memory, weights_only=True)
+    trained = [trial.steps(_SEVERAL), trial.tier.params()]
+    faults = []
+    # the state itself, after the tier that gave it went on; then what came back from a file
+    for how, held in (("state()", state), ("state() from a file", stored)):
+        twin = subject.trial()
+        twin.tier, twin.steps_done = twin.build(twin.feed.params().map(np.zeros_like)), _SEVERAL
+        twin.tier.load_state(held)
+        resumed = [twin.steps(_SEVERAL), twin.tier.params()]
+        if resumed[0] != trained[0]:
+            faults.append(f"{how}: its losses are others")
+        faults += [f"{how}: it trains to another {name}" for name in _differing(resumed[1], trained[1])]
+    return _faults(faults, f"{_SEVERAL} steps after {_SEVERAL}")
+
+
+def runs_repeat(subject: Subject) -> Finding:
+    """On the CPU two runs from the same start, in turn with one from another, are equal to the bit."""
+    if subject.device.type != "cpu":
+        raise NotApplicable("accelerators: promised on the CPU only")
+    first, second, other = (subject.trial() for _ in range(3))
+    other.tier = other.build(other.feed.params().map(np.zeros_like))
+    faults = []
+    for number in range(4 * _SEVERAL):
+        (one,), (two,) = first.steps(1), second.steps(1)
+        other.steps(1)
+        if one != two:
+            faults.append(f"step {number}, loss: {one:.9g} and {two:.9g}")
+            break
+    faults += [
+        f"they end with another {name}" for name in _differing(first.tier.params(), second.tier.params())
+    ]
+    return _faults(faults, f"{4 * _SEVERAL} steps twice")
+
+
+def world_is_left_alone(subject: Subject) -> Finding:
+    """Generators, default dtype, grad mode, threads and switches stay as they are."""
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        # Somewhere in the middle of a sequence: seeding, with whatever seed, leads elsewhere.
+        torch.manual_seed(0x5EED)
+        torch.rand(7)
+        np.random.seed(0x5EED)
+        np.random.random(7)
+        random.seed(0x5EED)
+        random.random()
+        before = _world()
+        trial = subject.trial()
+        trial.steps(_SEVERAL)
+        x, _, _, _ = trial.feed.batch(0)
+        trial.tier.forward(x)
+        trial.tier.params()
+        after = _world()
+    finally:
+        torch.set_rng_state(saved[0])
+        np.random.set_state(saved[1])
+        random.setstate(saved[2])
+    changed = [f"{name} is changed" for name in before if before[name] != after[name]]
+    return _faults(changed, f"{len(before)} of them")
+
+
+def inputs_are_not_written_to(subject: Subject) -> Finding:
+    """Neither `step` nor `forward` writes to inputs or targets."""
+    trial = subject.trial()
+    faults = []
+    for number in range(3):
+        x, y, _, _ = trial.feed.batch(number)
+        copies = x.clone(), y.clone()
+        trial.tier.step(x, y)
+        trial.tier.forward(x)
+        for what, tensor, copy in (("x", x, copies[0]), ("y", y, copies[1])):
+            if not torch.equal(tensor, copy):
+                faults.append(f"{what} is written to")
+    return _faults(faults, "3 batches")
+
+
+def gradients_are_used(subject: Subject) -> Finding:
+    """`update` applies what is in `gradients()`, so that they can be averaged over processes in place."""
+    if not subject.tier_class.splits_step():
+        raise NotApplicable("backward() and update(): the step is not split")
+    changed, kept = subject.trial(), subject.trial()
+    x, y, _, _ = changed.feed.batch(0)
+    for trial in (changed, kept):
+        trial.tier.backward(x, trial.tier.forward(x), y)
+    for gradient in changed.tier.gradients():
+        gradient[...] = -gradient
+    start = changed.tier.params()
+    for trial in (changed, kept):
+        trial.tier.update()
+    faults = []
+    for name, p in start._asdict().items():
+        if p is None:
+            continue
+        there, back = getattr(kept.tier.params(), name) - p, getattr(changed.tier.params(), name) - p
+        # a step along the opposite gradients goes the opposite way, but for the rounding of the sums
+        if not np.allclose(there, -back, rtol=1e-3, atol=8 * np.finfo(p.dtype).eps * np.abs(p).max()):
+            faults.append(f"update() does not apply what was written to the gradient of {name}")
+    return _faults(faults, "an update along negated gradients")
+
+
+def accelerators_are_true(subject: Subject) -> Finding:
+    """On every accelerator that the tier declares and this machine has, its steps are the oracle's."""
+    seen, missing, worst = [], [], 0.0
+    for declared in sorted(subject.tier_class.accelerators):
+        device = {"cpu": torch.device("cpu"), "gpu": gpu()}[declared]
+        if device is None:
+            missing.append("gpu: none on this machine")
+            continue
+        (problem,) = problems.minibatches(
+            np.random.default_rng(subject.seed), subject.tier_class.supports_bias
+        )
+        proof = prove(subject.tier_class, problem, precision=subject.precision, device=device)
+        worst = max(worst, proof.worst)
+        if proof.part is not None:
+            return Finding(False, worst, 1.0, f"{device}: {proof.part}", vars(proof.part))
+        seen.append(str(device))
+    return Finding(True, worst, 1.0, "; ".join([", ".join(seen), *missing]))
+
+
+def step_does_not_wait(subject: Subject) -> Finding:
+    """On CUDA nothing in `step` waits for the device."""
+    if "gpu" not in subject.tier_class.accelerators:
+        raise NotApplicable("accelerators: no gpu")
+    if not torch.cuda.is_available():
+        raise NotApplicable("accelerators: gpu declared; no CUDA device on this machine to look on")
+    trial = replace(subject, device=torch.device("cuda")).trial()
+    trial.steps(3)  # what is made or compiled once may wait
+    mode = torch.cuda.get_sync_debug_mode()
+    faults = []
+    try:
+        x, y, _, _ = trial.feed.batch(3)
+        torch.cuda.set_sync_debug_mode("error")
+        trial.tier.step(x, y)
+    except RuntimeError as error:
+        faults.append(f"step() waits for the device: {error}")
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return _faults(faults, "one step after 3")
+
+
+def learns(subject: Subject) -> Finding:
+    """Under its own recipe the tier learns the default problem: the loss falls, and all stays finite."""
+    recipe = subject.tier_class.recipe
+    rng = np.random.default_rng(subject.seed)
+    n, d_in, hidden, d_out = _DEFAULT
+    bias = recipe.bias and subject.tier_class.supports_bias
+    params = initial_params(d_in, hidden, d_out, init=recipe.init, bias=bias, seed=subject.seed)
+    trial = subject.trial()
+    x, y = (
+        torch.as_tensor(rng.standard_normal(shape), dtype=trial.feed.dtype, device=subject.device)
+        for shape in ((n, d_in), (n, d_out))
+    )
+    tier = subject.tier_class(
+        params.map(lambda p: p.astype(trial.feed.host)),
+        lr=recipe.lr,
+        device=subject.device,
+        dtype=trial.feed.dtype,
+    )
+    losses = [float(tier.step(x, y)) for _ in range(_LEARNING_STEPS)]
+    finite = bool(np.isfinite(losses).all()) and all(np.isfinite(p).all() for p in _arrays(tier.params()))
+    share = losses[-1] / losses[0] if losses[0] else 1.0
+    said = (
+        f"{recipe.optimizer} {recipe.lr:g}, {_LEARNING_STEPS} steps: loss {losses[0]:.4g} to {losses[-1]:.4g}"
+    )
+    return Finding(finite and share < 1, share, 1.0, said if finite else f"{said}: not finite")
+
+
+def export_agrees(subject: Subject) -> Finding:
+    """The ONNX file of the trained tier computes what its `forward` does, and what the oracle does."""
+    trial = subject.trial()
+    trial.steps(_SEVERAL)
+    tier, params = trial.tier, trial.tier.params()
+    _, _, rows, _ = trial.feed.batch(0)
+    rows = rows.astype(trial.feed.host)
+
+    def predict(x: Any) -> Any:
+        return host_copy(tier.forward(torch.as_tensor(x, dtype=trial.feed.dtype, device=subject.device)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tier.onnx"
+        features = tuple(f"x{i}" for i in range(rows.shape[1]))
+        try:
+            export(params, None, path=path, predict=predict, rows=rows, features=features, metadata={})
+        except ModelError as error:
+            return Finding(False, detail=str(error))
+        answered = ModelFile(path).run(rows)
+    exact = params.map(np.float64)
+    _, _, y_pred, bound = bound_forward(exact, rows.astype(np.float64), Roundoff.of(subject.precision))
+    share = float((np.abs(answered - y_pred) / bound).max())
+    return Finding(share <= 1, share, 1.0, "the gate's tolerance for forward(), rounding for the oracle")
+
+
+def _world() -> dict[str, Any]:
+    numpy_state = np.random.get_state()
+    world: dict[str, Any] = {
+        "torch's generator": torch.get_rng_state().tolist(),
+        "NumPy's generator": (numpy_state[1].tolist(), numpy_state[2:]),  # type: ignore[index]
+        "Python's generator": random.getstate(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's default device": torch.get_default_device(),
+        "grad mode": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "torch's threads": torch.get_num_threads(),
+        "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "float32 precision of products": torch.get_float32_matmul_precision(),
+        "NumPy's error state": np.geterr(),
+    }
+    if torch.cuda.is_available():
+        world["CUDA's generator"] = torch.cuda.get_rng_state().tolist()
+    return world
+
+
+def gpu() -> torch.device | None:
+    """The GPU of this machine, if it has one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else None
+
+
+def _faults(faults: list[str], looked_at: str) -> Finding:
+    unique = list(dict.fromkeys(faults))
+    return Finding(not unique, float(len(unique)), 0.0, "; ".join(unique) or looked_at)
+
+
+def _arrays(params: Params) -> Iterable[Any]:
+    return (p for p in params if p is not None)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return np.array_equal(a, b, equal_nan=True)
+
+
+def _differing(a: Params, b: Params) -> list[str]:
+    return [
+        name
+        for name, p, q in zip(Params._fields, a, b, strict=True)
+        if (p is None) != (q is None) or (p is not None and not _same(p, q))
+    ]
+
+
+def _leaves(state: Any) -> Iterable[Any]:
+    if isinstance(state, dict):
+        for value in state.values():
+            yield from _leaves(value)
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _leaves(value)
+    else:
+        yield state
+
+
+def _plain(leaf: Any) -> bool:
+    return leaf is None or isinstance(leaf, (bool, int, float, str, np.ndarray, np.generic, torch.Tensor))
+
+
+def _as_tensors(state: Mapping[str, Any]) -> Any:
+    """A state as a checkpoint holds it: arrays as tensors, for weights-only loading knows no arrays."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: convert(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(convert(inner) for inner in value)
+        return torch.from_numpy(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else value
+
+    return convert(state)
