@@ -30,8 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml | $(BIN)/python
-	$(PIP) torch -e '.[dev]' -e plugins/layerlab-fused
+$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml plugins/layerlab-jax/pyproject.toml | $(BIN)/python
+	$(PIP) torch -e '.[dev]' -e plugins/layerlab-fused -e plugins/layerlab-jax
 	touch $(VENV)/.installed $@
 
 constraints: $(VENV)/.installed-dev  ## write down the exact versions that are installed now

@@ -12,8 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerlab.comparison import CompareReport, RunsReport, compare, compare_runs
+    from layerlab.conformance import CheckReport, CheckResult, check
     from layerlab.errors import (
         AcceleratorError,
+        ContractError,
         DataError,
         DivergedError,
         InputError,
@@ -35,10 +38,17 @@ if TYPE_CHECKING:
 __all__ = [
     # what is done
     "run",
+    "check",
+    "compare",
+    "compare_runs",
     "verify",
     "Observer",
     "Report",
     "RunReport",
+    "CheckReport",
+    "CheckResult",
+    "CompareReport",
+    "RunsReport",
     "VerifyReport",
     "ModelFile",
     # what a plugin is made of
@@ -54,6 +64,7 @@ __all__ = [
     "SpecError",
     "DataError",
     "PluginError",
+    "ContractError",
     "AcceleratorError",
     "TrackingError",
     "RunError",
@@ -65,6 +76,13 @@ __all__ = [
 
 _HOME = {
     "run": "runner",
+    "check": "conformance",
+    "CheckReport": "conformance",
+    "CheckResult": "conformance",
+    "compare": "comparison",
+    "compare_runs": "comparison",
+    "CompareReport": "comparison",
+    "RunsReport": "comparison",
     "Observer": "report",
     "verify": "modelfile",
     "ModelFile": "modelfile",

@@ -44,9 +44,9 @@ def describe_dataset(
     )
 
 
-def source_tags() -> dict[str, str]:
+def source_tags(command: str) -> dict[str, str]:
     """MLflow's own tags for who ran what: user, command, and the git commit of this folder if it has one."""
-    tags = {"mlflow.source.name": "layerlab run", "mlflow.source.type": "LOCAL"}
+    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name

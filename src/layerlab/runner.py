@@ -296,7 +296,7 @@ def _run_info(job: Job, prepared: Prepared) -> Any:
         name=spec.name or row.name,
         params={**spec.flat(), "optimizer": job.tier_class.recipe.optimizer},
         tags={
-            **source_tags(),
+            **source_tags("layerlab run"),
             "layerlab.tier": row.name,
             "layerlab.distribution": row.distribution,
             "layerlab.version": row.version,

@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,8 @@ LONGEST_TAG = 5000
 LONGEST_PARAM = 6000  # spec.yaml has every value whole
 # Blocks that may wait to be sent: a bound on memory. A training that is faster than its store waits here.
 QUEUED_BLOCKS = 16
+# What MLflow does not take in the name of a metric.
+_NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 SPOOL = Path(".layerlab") / "spool"
 
 
@@ -78,16 +80,16 @@ class RunInfo:
         name: Name of the run.
         params: Flat parameters.
         tags: Flat tags.
-        spec_yaml: The resolved spec, kept as ``spec.yaml``.
-        dataset: The data set, as MLflow describes it.
+        spec_yaml: The resolved spec, kept as ``spec.yaml``; None: there is none.
+        dataset: The data set, as MLflow describes it; None: there is none.
     """
 
     experiment: str
     name: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
-    spec_yaml: str
-    dataset: Dataset
+    spec_yaml: str | None
+    dataset: Dataset | None
 
 
 class Store:
@@ -132,9 +134,11 @@ class Store:
                 params = [Param(key, value[:LONGEST_PARAM]) for key, value in info.params.items()]
                 for start in range(0, len(params), PARAMS_A_CALL):
                     self.client.log_batch(record.run_id, params=params[start : start + PARAMS_A_CALL])
-                self.client.log_text(record.run_id, info.spec_yaml, "spec.yaml")
-                context = [InputTag("mlflow.data.context", "training")]
-                self.client.log_inputs(record.run_id, [DatasetInput(info.dataset, context)])
+                if info.spec_yaml is not None:
+                    self.client.log_text(record.run_id, info.spec_yaml, "spec.yaml")
+                if info.dataset is not None:
+                    context = [InputTag("mlflow.data.context", "training")]
+                    self.client.log_inputs(record.run_id, [DatasetInput(info.dataset, context)])
             except BaseException:
                 record.finish("FAILED", "the record could not be started")
                 raise
@@ -189,6 +193,12 @@ class RunRecord:
         now = int(time.time() * 1000)
         self._queue.put([(key, float(value), now, step) for key, value in metrics.items()])
 
+    def log_series(self, key: str, first_step: int, values: Iterable[float]) -> None:
+        """Queues the values of a metric at consecutive steps."""
+        now = int(time.time() * 1000)
+        name = _NOT_IN_A_METRIC.sub("-", key)
+        self._queue.put([(name, float(value), now, first_step + i) for i, value in enumerate(values)])
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Adds tags."""
         with self._noted():
@@ -200,6 +210,11 @@ class RunRecord:
         """Keeps a text as an artifact."""
         with self._noted():
             self._client.log_text(self.run_id, text, name)
+
+    def log_file(self, path: Path) -> None:
+        """Keeps a file as an artifact."""
+        with self._noted():
+            self._client.log_artifact(self.run_id, str(path))
 
     def log_model(self, model: onnx.ModelProto, *, name: str, step: int) -> None:
         """Keeps an ONNX model with its signature, linked to the run.
