@@ -176,8 +176,13 @@ def compare_text(report: CompareReport) -> str:
     for pair in report.pairs:
         verdict = f"agree for {pair.steps} steps" if pair.part is None else "part"
         worst = f"{pair.worst:.2g} of the bound"
-        rows.append([pair.leader, pair.follower, verdict, worst, ", ".join(pair.compared), pair.said])
-    lines = [table(["leader", "follower", "verdict", "largest difference", "compared", "where"], rows)]
+        seen = f"above {100 * pair.resolution:.2g} %"
+        rows.append([pair.leader, pair.follower, verdict, worst, seen, ", ".join(pair.compared), pair.said])
+    lines = [
+        table(
+            ["leader", "follower", "verdict", "largest difference", "errors seen", "compared", "where"], rows
+        )
+    ]
     lines += [f"{pair.leader} and {pair.follower}: {note}" for pair in report.pairs for note in pair.notes]
     losses = [[name, f"{loss:.6g}"] for name, loss in report.final_losses.items()]
     lines += ["", table(["trained on its own", f"loss at step {report.steps - 1}"], losses)]

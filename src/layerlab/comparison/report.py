@@ -11,14 +11,16 @@ from layerlab.report import json_safe
 
 @dataclass
 class Pair:
-    """Two tiers, the second locked to the first at every step.
+    """Two tiers, compared at every step.
 
     Attributes:
-        leader: The tier that trains.
-        follower: The tier that starts every step from the leader's parameters.
+        leader: The first one.
+        follower: The other one.
         compared: What could be compared: "loss", "y_pred", "gradients", "parameters".
         steps: Steps that agree.
         worst: The largest difference, as a share of what rounding may make of it.
+        resolution: The smallest error in whatever was compared, as a share of it, that would have shown had
+            it been made at every step: long sums leave room for rounding, and what fits in is not seen.
         part: Where they part: step, tensor, index, actual (the follower's), expected, bound; None where they
             do not.
         said: The same in words.
@@ -30,6 +32,7 @@ class Pair:
     compared: list[str] = field(default_factory=list)
     steps: int = 0
     worst: float = 0.0
+    resolution: float = 0.0
     part: dict[str, Any] | None = None
     said: str = ""
     notes: list[str] = field(default_factory=list)

@@ -1,15 +1,15 @@
 """Tiers against each other: the step-locked proof with a tier in the oracle's place.
 
-The first tier leads: it trains. Before every step each of the others is built from the leader's parameters,
-makes the step, and is compared with what the leader made of it. So rounding never accumulates, and two
-correct tiers differ by no more than the roundings of two steps, which `layerlab.rounding` bounds. Beside that
-every tier trains on its own, which gives the loss curves.
+Every tier trains on its own, from the same first weights and on the same batches. At every step of two of
+them each is also built anew from the other's parameters, makes the same step, and is compared with what the
+other made of it. So rounding never accumulates: two correct tiers differ by no more than the roundings of two
+steps, which `layerlab.rounding` bounds. And it is the tier that has trained so far that is compared, so that
+a mistake that begins late is seen.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from layerlab.batches import Batches
 from layerlab.comparison.picture import draw
 from layerlab.comparison.record import open_store, picture_path, recorded
 from layerlab.comparison.report import CompareReport, Pair
-from layerlab.conformance.lockstep import BACKWARD, Comparison, as_float64, autocast, take_step
+from layerlab.conformance.lockstep import BACKWARD, Comparison, Step, as_float64, autocast, take_step
 from layerlab.errors import SpecError, TierError
 from layerlab.planning import plan
 from layerlab.provenance import describe_dataset
@@ -29,17 +29,17 @@ from layerlab.report import Observer
 from layerlab.rounding import AdamBound, Roundoff, bound_sgd, bound_step
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
+from layerlab.tier import Params
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from layerlab.conformance.lockstep import Step
     from layerlab.data.dataset import Prepared
     from layerlab.planning import Job
     from layerlab.rounding import Sound
     from layerlab.spec import ExperimentSpec
-    from layerlab.tier import Array, Params, Tier
+    from layerlab.tier import Array, Tier
     from layerlab.tracking import RunRecord
 
 # Losses leave for the record so many at a time.
@@ -138,18 +138,111 @@ def _plan(spec: ExperimentSpec, observer: Observer) -> tuple[list[Job], Prepared
     return jobs, prepared
 
 
-@dataclass
-class _Follower:
-    """A tier that starts every step where the leader does."""
+class _Trained:
+    """A tier that trains on its own, and what its last step was."""
 
-    job: Job
-    pair: Pair
-    seen: Comparison = field(default_factory=Comparison)
-    shares: list[float] = field(default_factory=list)
+    def __init__(self, job: Job, lockstep: _Lockstep) -> None:
+        self.job, self._lockstep = job, lockstep
+        self.name = job.row.selector
+        self.split = job.tier_class.splits_step()
+        self.losses: list[float] = []
+        self._tier = lockstep.build(job, lockstep.start)
+        self.after = self._tier.params()
+        self.before = self.after
+        self.step = Step(float("nan"))
+        self.exact = as_float64(self.after)
+        self.sound: Sound | None = None
+
+    def train(self, x: Any, y: Any) -> None:
+        """Makes a step."""
+        self.before = self.after
+        self.step = self._lockstep.step(self.job, self._tier, x, y, split=self.split)
+        self.after = self._tier.params()
+        self.losses.append(self.step.loss)
+        self.exact = as_float64(self.before)
+        self.sound = None
+
+    def bounds(self, x: Array, y: Array) -> Sound:
+        """The bounds of the step that was made."""
+        if self.sound is None:
+            self.sound = bound_step(self.exact, x, y, self._lockstep.r)
+        return self.sound
+
+
+class _Comparing:
+    """Two tiers, each built at every step from the other's parameters."""
+
+    def __init__(self, leader: _Trained, follower: _Trained, lockstep: _Lockstep) -> None:
+        self.leader, self.follower, self._lockstep = leader, follower, lockstep
+        self.pair = _pair(leader.job, follower.job)
+        self.seen = Comparison()
+        self.shares: list[float] = []
+        # One memory for each of the two that train.
+        self._adam = {id(t): AdamBound(Adam(lockstep.lr), lockstep.r) for t in (leader, follower)}
+
+    def compare(self, number: int, x: Any, y: Any) -> None:
+        """Compares the step that both have made; after they have parted, nothing."""
+        if self.seen.part is not None:
+            return
+        worst, self.seen.worst = self.seen.worst, 0.0
+        self._compare(number, self.leader, self.follower.job, x, y, swapped=False)
+        self._compare(number, self.follower, self.leader.job, x, y, swapped=True)
+        self.shares.append(self.seen.worst)
+        self.seen.worst = max(worst, self.seen.worst)
+        if self.seen.end_step():
+            self.pair.steps = number + 1
+
+    def _compare(self, number: int, trained: _Trained, other: Job, x: Any, y: Any, *, swapped: bool) -> None:
+        """Compares a step that was made with that of another tier from the same parameters.
+
+        Args:
+            number: The step.
+            trained: The tier that made it.
+            other: The other one.
+            x: Inputs.
+            y: Targets.
+            swapped: Whether it is the follower that trains here.
+        """
+        compared, run = self.pair.compared, self._lockstep
+        x64, y64 = x.numpy().astype(np.float64), y.numpy().astype(np.float64)
+        tier = run.build(other, trained.before)
+        made, split = trained.step, other.tier_class.splits_step()
+        anew = run.step(other, tier, x, y, split=split)
+        sound = trained.bounds(x64, y64)
+
+        def add(tensor: str, made: Any, anew: Any, bound: Any, before: Any = 0.0) -> None:
+            leads, follows = (anew, made) if swapped else (made, anew)
+            self.seen.compare(number, tensor, follows, leads, bound, before=before)
+
+        if "y_pred" in compared:
+            add("y_pred", made.y_pred, anew.y_pred, 2 * sound.y_pred)
+        add("loss", made.loss, anew.loss, 2 * sound.loss)
+        if made.gradients is not None and anew.gradients is not None:
+            for name in BACKWARD:
+                if name in made.gradients:
+                    bound = 2 * getattr(sound.gradients, name)
+                    add(f"grad_{name}", made.gradients[name], anew.gradients.get(name), bound)
+        if "parameters" not in compared:
+            return
+        if trained.job.tier_class.recipe.optimizer == "adam":
+            # It remembers and the tier built anew does not: Adam itself, along the other's gradients.
+            grads = gradients(trained.exact, x64, y64)[1]
+            if anew.gradients is not None:
+                grads = Params(**{name: g.astype(np.float64) for name, g in anew.gradients.items()})
+            twice = sound.gradients.map(lambda e: 2 * e)
+            after, allowed = self._adam[id(trained)].update(trained.exact, grads, twice)
+        else:
+            after = tier.params()
+            once = bound_sgd(trained.exact, sound.sizes, sound.gradients, lr=run.lr, terms=len(x), r=run.r)
+            allowed = once.map(lambda e: 2 * e)
+        for name in BACKWARD:
+            if getattr(after, name) is not None:
+                ends = (getattr(params, name) for params in (trained.after, after, allowed, trained.exact))
+                add(name, *ends)
 
 
 class _Lockstep:
-    """The tiers, the leader first; the same batches; a comparison a follower."""
+    """The tiers, the leader first, on the same batches, and a comparison with it for each of the others."""
 
     def __init__(self, jobs: list[Job], prepared: Prepared) -> None:
         self.jobs, self.spec = jobs, jobs[0].spec
@@ -161,62 +254,76 @@ class _Lockstep:
         self.dtype = torch.float64 if train.precision == "64-true" else torch.float32
         host = np.float64 if train.precision == "64-true" else np.float32
         x, y = prepared.arrays(prepared.train)
-        self.batches = Batches(
+        self._batches = Batches(
             *(torch.as_tensor(a).to(self.dtype) for a in (x, y)), batch_size=train.batch_size, seed=train.seed
         )
-        self.steps = train.steps or (train.epochs or 0) * math.ceil(len(x) / train.batch_size)
+        self._steps = train.steps or (train.epochs or 0) * math.ceil(len(x) / train.batch_size)
         start = initial_params(
             x.shape[1], net.hidden, y.shape[1], init=net.init, bias=bool(net.bias), seed=train.seed
         )
         self.start = start.map(lambda p: p.astype(host))
         self.report = CompareReport([job.row.selector for job in jobs])
-        self.curves: dict[str, list[float]] = {name: [] for name in self.report.tiers}
-        self.followers = [_Follower(job, _pair(jobs[0], job)) for job in jobs[1:]]
-        self.report.pairs = [follower.pair for follower in self.followers]
+        self._trained: list[_Trained] = []
+        self._comparing: list[_Comparing] = []
 
     def train(self, record: RunRecord, observer: Observer, stop: StopSignals) -> None:
-        """Makes all steps, and records losses and differences."""
-        tiers = [self._build(job, self.start) for job in self.jobs]
-        observer.started(" and ".join(self.report.tiers), self.steps)
-        for number in range(self.steps):
+        """Makes all steps, and records losses and differences.
+
+        Raises:
+            TierError: A tier raised.
+            Interrupted: A signal came.
+        """
+        self._trained = [_Trained(job, self) for job in self.jobs]
+        leader, *others = self._trained
+        self._comparing = [_Comparing(leader, other, self) for other in others]
+        self.report.pairs = [comparing.pair for comparing in self._comparing]
+        observer.started(" and ".join(self.report.tiers), self._steps)
+        for number in range(self._steps):
             stop.check()
-            ((x, y),) = self.batches.block(range(number, number + 1))
-            before = tiers[0].params()
-            lead = self._step(self.jobs[0], tiers[0], x, y, split=self.jobs[0].tier_class.splits_step())
-            self.curves[self.report.tiers[0]].append(lead.loss)
-            if any(follower.seen.part is None for follower in self.followers):
-                self._compare(number, before, lead, tiers[0].params(), x, y)
-            for job, tier in zip(self.jobs[1:], tiers[1:], strict=True):
-                self.curves[job.row.selector].append(self._step(job, tier, x, y, split=False).loss)
+            ((x, y),) = self._batches.block(range(number, number + 1))
+            for trained in self._trained:
+                trained.train(x, y)
+            with np.errstate(over="ignore", invalid="ignore"):  # what runs away is judged, not warned of
+                for comparing in self._comparing:
+                    comparing.compare(number, x, y)
             self.report.steps = number + 1
-            if self.report.steps % _BLOCK == 0 or self.report.steps == self.steps:
+            if self.report.steps % _BLOCK == 0 or self.report.steps == self._steps:
                 self._record(record, number // _BLOCK * _BLOCK)
-                observer.advanced(self.report.steps, lead.loss)
-        for follower in self.followers:
-            pair, seen = follower.pair, follower.seen
-            pair.worst = seen.worst
+                observer.advanced(self.report.steps, leader.losses[-1])
+        for comparing in self._comparing:
+            pair, seen = comparing.pair, comparing.seen
+            pair.worst, pair.resolution = seen.worst, max(seen.resolution.values())
             pair.part, pair.said = (vars(seen.part), str(seen.part)) if seen.part else (None, "")
-        self.report.final_losses = {name: losses[-1] for name, losses in self.curves.items()}
+        self.report.final_losses = {trained.name: trained.losses[-1] for trained in self._trained}
 
     def picture(self, path: Path) -> None:
         """Draws the curves."""
         draw(
             path,
-            {name: (range(len(losses)), losses) for name, losses in self.curves.items()},
-            {follower.job.row.selector: follower.shares for follower in self.followers},
+            {trained.name: (range(len(trained.losses)), trained.losses) for trained in self._trained},
+            {comparing.follower.name: comparing.shares for comparing in self._comparing},
             title=f"{', '.join(self.report.tiers)}: from the same start, on the same batches",
         )
         self.report.picture = str(path)
 
-    def _build(self, job: Job, params: Params) -> Tier:
+    def build(self, job: Job, params: Params) -> Tier:
+        """A tier with given parameters.
+
+        Raises:
+            TierError: It raised.
+        """
         try:
             return job.tier_class(params, lr=self.lr, device=torch.device(job.accelerator), dtype=self.dtype)
         except (Exception, SystemExit) as error:
-            raise TierError(
-                f"tier '{job.row.name}' cannot be built: {type(error).__name__}: {error}"
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise TierError(f"tier '{job.row.name}' cannot be built: {reason}") from error
 
-    def _step(self, job: Job, tier: Tier, x: Any, y: Any, *, split: bool) -> Step:
+    def step(self, job: Job, tier: Tier, x: Any, y: Any, *, split: bool) -> Step:
+        """One step of a tier.
+
+        Raises:
+            TierError: It raised.
+        """
         device = torch.device(job.accelerator)
         try:
             with autocast(self.spec.train.precision, device):
@@ -224,45 +331,9 @@ class _Lockstep:
         except (Exception, SystemExit) as error:
             raise TierError(f"tier '{job.row.name}': {type(error).__name__}: {error}") from error
 
-    def _compare(self, number: int, before: Params, lead: Step, after: Params, x: Any, y: Any) -> None:
-        exact, x64, y64 = as_float64(before), x.numpy().astype(np.float64), y.numpy().astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            sound = bound_step(exact, x64, y64, self.r)
-            for follower in self.followers:
-                if follower.seen.part is not None:
-                    continue
-                seen, job = follower.seen, follower.job
-                tier = self._build(job, before)
-                step = self._step(job, tier, x, y, split="gradients" in follower.pair.compared)
-                ahead = seen.worst
-                seen.worst = 0.0
-                _compare_steps(seen, number, step, lead, sound)
-                if "parameters" in follower.pair.compared:
-                    allowed = self._update_bound(exact, sound, x64, y64)
-                    expected = after
-                    if self._remembers:  # then a first update is compared with a first update
-                        twin = self._build(self.jobs[0], before)
-                        self._step(self.jobs[0], twin, x, y, split=False)
-                        expected = twin.params()
-                    _compare_params(seen, number, tier.params(), expected, allowed)
-                follower.shares.append(seen.worst)
-                seen.worst = max(ahead, seen.worst)
-                if seen.end_step():
-                    follower.pair.steps = number + 1
-
-    @property
-    def _remembers(self) -> bool:
-        return self.jobs[0].tier_class.recipe.optimizer != "sgd"
-
-    def _update_bound(self, before: Params, sound: Sound, x: Array, y: Array) -> Params:
-        if self._remembers:
-            _, grads = gradients(before, x, y)
-            return AdamBound(Adam(self.lr), self.r).update(before, grads, sound.gradients)[1]
-        return bound_sgd(before, sound.sizes, sound.gradients, lr=self.lr, terms=len(x), r=self.r)
-
     def _record(self, record: RunRecord, first: int) -> None:
-        series = {f"loss/{name}": losses for name, losses in self.curves.items()}
-        series |= {f"share_of_bound/{f.job.row.selector}": f.shares for f in self.followers}
+        series = {f"loss/{trained.name}": trained.losses for trained in self._trained}
+        series |= {f"share_of_bound/{c.follower.name}": c.shares for c in self._comparing}
         for key, values in series.items():
             if values[first:]:
                 record.log_series(key, first, values[first:])
@@ -285,25 +356,6 @@ def _pair(leader: Job, follower: Job) -> Pair:
         pair.compared.append("parameters")
         if optimizers[0] == "adam":
             pair.notes.append(
-                "each of Adam's steps is compared as a first one: layerlab check proves the rest"
+                "Adam remembers: updates are compared with its rule in float64"
             )
     return pair
-
-
-def _compare_steps(seen: Comparison, number: int, step: Step, lead: Step, sound: Sound) -> None:
-    if step.y_pred is not None and lead.y_pred is not None:
-        seen.compare(number, "y_pred", step.y_pred, lead.y_pred, 2 * sound.y_pred)
-    seen.compare(number, "loss", step.loss, lead.loss, 2 * sound.loss)
-    if step.gradients is not None and lead.gradients is not None:
-        for name in BACKWARD:
-            if name in lead.gradients:
-                bound = 2 * getattr(sound.gradients, name)
-                seen.compare(number, f"grad_{name}", step.gradients.get(name), lead.gradients[name], bound)
-
-
-def _compare_params(seen: Comparison, number: int, actual: Params, expected: Params, allowed: Params) -> None:
-    for name in BACKWARD:
-        if getattr(expected, name) is not None:
-            seen.compare(
-                number, name, getattr(actual, name), getattr(expected, name), 2 * getattr(allowed, name)
-            )

@@ -67,14 +67,28 @@ class Comparison:
     Attributes:
         worst: The largest difference so far, as a share of its bound.
         part: Where they part, or None.
+        resolution: Of every tensor the smallest error, as a share of the tensor, that would have shown had it
+            been made at every step.
     """
 
     worst: float = 0.0
     part: Part | None = None
+    resolution: dict[str, float] = field(default_factory=dict)
     _parts: list[Part] = field(default_factory=list)
 
-    def compare(self, step: int, tensor: str, actual: Any, expected: Any, bound: Any) -> None:
-        """Compares one tensor; what is not finite is as wrong as can be."""
+    def compare(
+        self, step: int, tensor: str, actual: Any, expected: Any, bound: Any, *, before: Any = 0.0
+    ) -> None:
+        """Compares one tensor; what is not finite is as wrong as can be.
+
+        Args:
+            step: The step.
+            tensor: What is compared.
+            actual: What was computed.
+            expected: What should have been.
+            bound: How far apart they may be, a number or one for each entry.
+            before: What an update started from: the share of an error is that of the update.
+        """
         a, e = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
         if a.shape != e.shape:
             self._parts.append(Part(step, tensor, note=f"shape {a.shape} against {e.shape}"))
@@ -84,6 +98,9 @@ class Comparison:
             diff = np.abs(a - e)
             diff = np.where(np.isfinite(diff), diff, np.inf)
             share = np.where(diff > 0, diff / allowed, 0.0)
+            size = np.abs(e - before)
+            seen = np.where(size > 0, allowed / size, np.inf).min(initial=np.inf)
+        self.resolution[tensor] = min(float(seen), self.resolution.get(tensor, np.inf))
         wrong = diff > allowed
         self.worst = max(self.worst, float(share.max(initial=0.0)))
         if wrong.any():
