@@ -71,9 +71,11 @@ def test_the_readme_plugin_installs_and_trains(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_readme_python_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The Python of the README runs as it stands, and prints a loss."""
+    """The Python of the README runs as it stands, and prints a loss and the outcome of a check."""
     exec(next(block for block in blocks("python") if "layerlab.run(" in block), {})
-    assert float(capsys.readouterr().out) < 1e-3
+    loss, ok = capsys.readouterr().out.split()
+    assert float(loss) < 1e-3
+    assert ok == "True"
 
 
 def test_links_lead_somewhere() -> None:
