@@ -292,11 +292,32 @@ def test_a_database_of_another_version_is_named(folder: Path, layerlab_cli: Any)
     assert "another version of MLflow wrote the database" in refused(layerlab_cli)
 
 
-def test_a_deleted_experiment_fails_the_run_with_a_hint(folder: Path, client: Any) -> None:
+def test_a_deleted_experiment_is_refused(folder: Path, client: Any, layerlab_cli: Any) -> None:
     """Nothing is trained into an experiment that nobody would see."""
     client.delete_experiment(client.create_experiment("gone"))
-    run = layerlab.run(plugin="nn", **TINY, experiment="gone").runs[0]
-    assert (run.status, run.run_id, run.error) == ("FAILED", "", "experiment 'gone' is deleted")
+    assert "experiment 'gone' is deleted" in refused(layerlab_cli, "--experiment", "gone")
+    with pytest.raises(TrackingError, match="experiment 'gone' is deleted"):
+        layerlab.compare(plugin=["nn", "numpy"], **TINY, experiment="gone")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///:memory:", "sqlite://", "sqlite+pysqlite:///:memory:"])
+def test_a_record_in_memory_is_refused(empty_folder: Path, layerlab_cli: Any, uri: str) -> None:
+    """It would be gone with the command that made it."""
+    assert "would be gone when the command ends" in refused(layerlab_cli, "--tracking-uri", uri)
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///./mlflow.db", "sqlite+pysqlite:///mlflow.db"])
+def test_another_spelling_of_the_default_is_the_default(
+    folder: Path, client: Any, layerlab_cli: Any, uri: str
+) -> None:
+    """The same file, with the same lock, and the same refusal beside an old file store."""
+    run = layerlab.run(plugin="nn", **TINY, export=False, tracking_uri=uri).runs[0]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert (folder / "mlflow.db.lock").exists()
+    old = folder / "mlruns" / "0"
+    old.mkdir(parents=True)
+    (old / "meta.yaml").write_text("experiment_id: '0'\n")
+    assert "mlflow migrate-filestore" in refused(layerlab_cli, "--tracking-uri", uri)
 
 
 def test_credentials_are_cut_from_what_is_shown() -> None:

@@ -78,6 +78,7 @@ def run(
         stop.check()
         observer.stage("opening the tracking store")
         store = _open_store(tracking_uri)
+        store.refuse_deleted(spec.experiment)
         stop.check()
         report = Report(store.shown_uri)
         for job in jobs:

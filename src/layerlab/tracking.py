@@ -109,8 +109,14 @@ class Store:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # The client would print the address of every run to stdout, which belongs to the report.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        if uri == DEFAULT_URI:
+        path = _sqlite_path(uri)
+        if path is not None and Path(path).absolute() == Path("mlflow.db").absolute():
             _refuse_old_file_store()
+        if path is None and uri.startswith("sqlite"):
+            raise TrackingError(
+                f"tracking store {self.shown_uri} would be gone when the command ends",
+                hint=f"name a file: {DEFAULT_URI}",
+            )
         # MLflow would retry a server that is gone for minutes, each time anew. Whoever sets these is heard.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -118,6 +124,19 @@ class Store:
             self.client = MlflowClient(tracking_uri=_absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
+
+    def refuse_deleted(self, experiment: str) -> None:
+        """Refuses an experiment that nobody would see.
+
+        Raises:
+            TrackingError: The experiment is deleted, or the store cannot be asked.
+        """
+        with _translated(self, "cannot be asked"):
+            found = self.client.get_experiment_by_name(experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"experiment '{experiment}' is deleted", hint="restore it, or use another --experiment"
+                )
 
     def start_run(self, info: RunInfo) -> RunRecord:
         """Makes a run, with all that is known of it before it starts.
@@ -154,10 +173,6 @@ class Store:
                 experiment = self.client.get_experiment_by_name(name)
                 if experiment is None:
                     raise error from None
-        if experiment.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"experiment '{name}' is deleted", hint="restore it, or use another --experiment"
-            )
         return str(experiment.experiment_id)
 
 
@@ -364,12 +379,15 @@ def _translated(store: Store, what: str) -> Iterator[None]:
 def _absolute(uri: str) -> str:
     """A URI that means the same after the working folder changed: MLflow keeps one store a URI."""
     path = _sqlite_path(uri)
-    return uri if path is None else uri.replace(f"sqlite:///{path}", f"sqlite:///{Path(path).absolute()}", 1)
+    return uri if path is None else uri.replace(f":///{path}", f":///{Path(path).absolute()}", 1)
 
 
 def _sqlite_path(uri: str) -> str | None:
-    path = uri.removeprefix("sqlite:///").partition("?")[0]
-    return path if uri.startswith("sqlite:///") and path not in {"", ":memory:"} else None
+    """The file of a SQLite store, whatever driver the URI names; None of another store, or one in memory."""
+    scheme, colon, rest = uri.partition(":///")
+    path = rest.partition("?")[0]
+    known = bool(colon) and scheme.partition("+")[0] == "sqlite"
+    return path if known and path not in {"", ":memory:"} else None
 
 
 @contextmanager

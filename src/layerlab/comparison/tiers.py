@@ -79,6 +79,7 @@ def compare(
         lockstep = _Lockstep(jobs, prepared)
         observer.stage("opening the tracking store")
         store = open_store(tracking_uri)
+        store.refuse_deleted(spec.experiment)
         names = lockstep.report.tiers
         first = jobs[0].spec
 
@@ -355,7 +356,5 @@ def _pair(leader: Job, follower: Job) -> Pair:
     else:
         pair.compared.append("parameters")
         if optimizers[0] == "adam":
-            pair.notes.append(
-                "Adam remembers: updates are compared with its rule in float64"
-            )
+            pair.notes.append("Adam remembers: updates are compared with its rule in float64")
     return pair
