@@ -206,7 +206,7 @@ def test_problems_do_not_run_away(family: Any, optimizer: str) -> None:
                 x, y = problem.batches[number % len(problem.batches)]
                 _, grads = gradients(params, x, y)
                 params = adam.update(params, grads) if optimizer == "adam" else sgd(params, grads, lr=lr)
-            assert max(np.abs(p).max() for p in params if p is not None) <= 3 * max(largest, 1e-3)
+            assert max(np.abs(p).max() for p in params if p is not None) <= 10 * max(largest, 1e-3)
 
 
 # --- the scorecard ------------------------------------------------------------------------------------------

@@ -166,9 +166,9 @@ def bound_sgd(params: Params, sizes: Params, errors: Params, *, lr: float, terms
     """
 
     def bound(p: Array, size: Array, e: Array) -> Array:
-        # the rate and the product are rounded, and every sum
+        # the rate and the product are rounded, in the type of the gradients, and every sum
         moved = lr * (size + e)
-        return lr * e + gamma(2 + terms, r.sums) * moved + gamma(terms, r.sums) * np.abs(p) + terms * r.tiny
+        return lr * e + r.growth(2 + terms) * moved + gamma(terms, r.sums) * np.abs(p) + terms * r.tiny
 
     return zip_params(bound, params, sizes, errors)
 
@@ -206,7 +206,7 @@ class AdamBound:
         for i, (g, e) in enumerate((g, e) for g, e in pairs if g is not None and e is not None):
             self._e_m[i] = self._mean(self.adam.beta1, before[0][i], self._e_m[i], np.abs(g), e)
             square, e_square = g * g, 2 * np.abs(g) * e + e * e
-            e_square = e_square + gamma(1, self.r.sums) * (square + e_square)
+            e_square = e_square + self.r.growth(1) * (square + e_square)
             self._e_v[i] = self._mean(self.adam.beta2, before[1][i], self._e_v[i], square, e_square)
         bounds = iter([self._move(i, p) for i, p in enumerate(present)])
         return after, params.map(lambda _: next(bounds))
@@ -214,7 +214,7 @@ class AdamBound:
     def _mean(self, beta: float, mean: Array, e_mean: Array, new: Array, e_new: Array) -> Array:
         """The error of ``beta * mean + (1 - beta) * new``, also when written as an interpolation."""
         u = self.r.sums
-        weight = gamma(4, u) + u * beta / (1 - beta)
+        weight = self.r.growth(4) + u * beta / (1 - beta)
         old = beta * e_mean + gamma(4, u) * beta * (mean + e_mean)
         error: Array = old + (1 - beta) * (e_new + weight * (new + e_new + mean + e_mean)) + self.r.tiny
         return error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,6 +63,28 @@ def show_plugin(
     for key, value in details.items():
         emit(f"{key + ':':15}{_cell(value)}")
     emit(f"\n{documentation}\n\n{source}")
+
+
+@app.command("new")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the tier, such as my-tier.")],
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the new folder goes. [default: this folder]")
+    ] = None,
+    as_json: Json = None,
+) -> None:
+    """Make a pip-installable plugin with one tier that passes, in a new folder."""
+    from layerlab import scaffold
+
+    made = scaffold.new_plugin(name, directory or Path())
+    if as_json:
+        emit(json.dumps(made.as_dict(), indent=2))
+        return
+    path = made.path if made.path.is_absolute() else f"./{made.path}"
+    emit("\n".join([f"made {path}", *(f"  {file}" for file in made.files), "", "next:"]))
+    emit(
+        f"  pip install -e {shlex.quote(str(path))}\n  layerlab check {name}\n  layerlab run --plugin {name}"
+    )
 
 
 def _checked(row: TierRow) -> dict[str, Any]:
