@@ -68,6 +68,7 @@ def test_help_and_listings_import_nothing_heavy(empty_folder: Path, command: str
         pytest.param("run --steps abc", id="flag of the wrong type"),
         pytest.param("run --plugin nope", id="unknown tier"),
         pytest.param("plugins show nope", id="show of an unknown tier"),
+        pytest.param("plugins new nn", id="new tier of a taken name"),
         pytest.param("run --config unknown.yaml", id="unknown key"),
         pytest.param("run --config no.yaml", id="missing config"),
         pytest.param("run --set train.stesp=5", id="setting of an unknown key"),

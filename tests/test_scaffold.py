@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import TINY, run_command
 from layerlab.errors import PluginError
-from layerlab.scaffold import new_plugin
+from layerlab.scaffold import NewPlugin, new_plugin
 
 if TYPE_CHECKING:
     from helpers import Site
@@ -25,6 +28,21 @@ FILES = {
     "src/layerlab_my_tier/__init__.py",
     "tests/test_my_tier.py",
 }
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[NewPlugin, dict[str, str]]:
+    """A new plugin, its wheel installed into a clean folder, and the environment that sees it."""
+    home = tmp_path_factory.mktemp("scaffold")
+    made = new_plugin("my-tier", home)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+    local = ["--no-deps", "--no-index"]
+    subprocess.run(
+        [*pip, "wheel", *local, "--no-build-isolation", "-w", str(home), str(made.path)], check=True
+    )
+    (wheel,) = home.glob("*.whl")
+    subprocess.run([*pip, "install", *local, "--target", str(home / "site"), str(wheel)], check=True)
+    return made, {"PYTHONPATH": str(home / "site"), "LAYERLAB_PLUGINS": made.distribution}
 
 
 def test_a_distribution_is_made(empty_folder: Path, layerlab_cli: Any) -> None:
@@ -123,15 +141,22 @@ def test_nothing_is_overwritten(empty_folder: Path, layerlab_cli: Any, kind: str
 
 
 @pytest.mark.parametrize(
-    ("directory", "said"), [("no", "there is no such folder"), ("/proc", "cannot be written")]
+    ("directory", "said"),
+    [
+        ("no", "there is no such folder"),
+        ("/proc", "cannot be written"),
+        pytest.param("a" * 300, "cannot be written: File name too long", id="too long"),
+    ],
 )
 def test_folders_that_cannot_be_written(
     empty_folder: Path, layerlab_cli: Any, directory: str, said: str
 ) -> None:
-    """One line, and nothing half written."""
+    """One line and a hint, and nothing half written."""
     result = layerlab_cli("plugins", "new", "mine", "--directory", directory)
     assert (result.code, result.stdout) == (2, "")
-    assert said in result.stderr
+    error, hint = result.stderr.splitlines()
+    assert said in error
+    assert hint.startswith("hint: ")
     assert not list(empty_folder.iterdir())
 
 
@@ -149,3 +174,17 @@ def test_a_failure_in_the_middle_leaves_nothing(empty_folder: Path, monkeypatch:
     with pytest.raises(PluginError, match="cannot be written"):
         new_plugin("mine")
     assert [p.name for p in empty_folder.rglob("*")] == ["layerlab-mine", "thesis.tex"]
+
+
+def test_its_wheel_is_listed_and_trains(installed: tuple[NewPlugin, dict[str, str]], folder: Path) -> None:
+    """As it was made, the tier is found, loads, declares its contract, and trains to a model."""
+    made, env = installed
+    listed = run_command("plugins", "--check", "--json", cwd=folder, env=env)
+    (row,) = [row for row in json.loads(listed.stdout) if row["distribution"] == made.distribution]
+    assert (row["name"], row["status"]) == (made.name, "ok")
+    sizes = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", value)]
+    ran = run_command("run", "--plugin", made.name, *sizes, "--json", cwd=folder, env=env)
+    assert ran.code == 0, ran.stderr
+    (run,) = json.loads(ran.stdout)["runs"]
+    assert (run["status"], run["distribution"]) == ("FINISHED", made.distribution)
+    assert (folder / run["onnx"]["path"]).is_file()

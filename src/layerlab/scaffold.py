@@ -59,12 +59,6 @@ def new_plugin(name: str, directory: Path = Path()) -> NewPlugin:
     _check_name(name)
     distribution = f"layerlab-{name}"
     target = directory / distribution
-    if not directory.is_dir():
-        raise PluginError(f"{one_line(str(directory))}: there is no such folder", hint="make it first")
-    if target.exists() or target.is_symlink():
-        raise PluginError(
-            f"{one_line(str(target))} is there already", hint="choose another name or --directory"
-        )
     package = distribution.replace("-", "_")
     words = "".join(word.capitalize() for word in name.split("-"))
     values = {
@@ -77,13 +71,22 @@ def new_plugin(name: str, directory: Path = Path()) -> NewPlugin:
         "contract": str(CONTRACT_VERSION),
     }
     try:
+        if not directory.is_dir():
+            raise PluginError(f"{one_line(str(directory))}: there is no such folder", hint="make it first")
+        if target.exists() or target.is_symlink():
+            raise PluginError(
+                f"{one_line(str(target))} is there already", hint="choose another name or --directory"
+            )
         # Written aside and renamed into place: there is a whole folder, or none.
         with tempfile.TemporaryDirectory(dir=directory, prefix=f".{distribution}-") as aside:
             made = Path(aside) / distribution
             files = _render(made, package, values)
             made.rename(target)
     except OSError as error:
-        raise PluginError(f"{one_line(str(target))}: cannot be written: {error.strerror}") from None
+        raise PluginError(
+            f"{one_line(str(target))}: cannot be written: {error.strerror}",
+            hint="choose another folder: --directory",
+        ) from None
     return NewPlugin(name, distribution, target, files)
 
 
