@@ -365,6 +365,20 @@ class SecondLayerFromUpdatedWeights(Whole):
         return loss
 
 
+@wrong("loss-is-a-number", "requires a gradient")
+class LossWithItsGraph(Whole):
+    """Nobody detached it: a record of the losses keeps every step in memory."""
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().step(x, y).requires_grad_()
+
+
+@wrong("loss-is-a-number", "shape (1,)")
+class LossInARow(Whole):
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().step(x, y).reshape(1)
+
+
 @wrong("loss-is-before-the-update", "after it")
 class LossAfterTheUpdate(ByHand):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -682,6 +696,27 @@ class LargeSizesCut(ByHand):
     def hidden(self, x: Tensor) -> Tensor:
         h = super().hidden(x)
         return torch.cat([h[:, :128], torch.zeros_like(h[:, 128:])], dim=1)
+
+
+@wrong("default-size", "y_pred", 0)
+class LongRowsCut(ByHand):
+    """A row is read 512 numbers at a time, once."""
+
+    def hidden(self, x: Tensor) -> Tensor:
+        rest = torch.ones_like(x)
+        rest[:, 512:] = 0
+        return super().hidden(x * rest)
+
+
+@wrong("default-size", "grad_w2", 0)
+class LargeBatchesCut(ByHand):
+    """No more than 256 rows count towards the gradient."""
+
+    def backward(self, x: Tensor, y_pred: Tensor, y: Tensor) -> Tensor:
+        loss = super().backward(x, y_pred, y)
+        d_y = 2 * (y_pred - y)
+        self.g["w2"] = self.a[:256].t() @ d_y[:256]
+        return loss
 
 
 # --- what a tier should not touch, share or skip ------------------------------------------------------------

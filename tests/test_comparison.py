@@ -59,6 +59,7 @@ def test_tiers_that_agree(folder: Path, client: Any) -> None:
     run = client.get_run(report.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "compare numpy, tensors, nn")
     assert run.data.params["plugins"] == "numpy, tensors, nn"
+    assert run.data.tags["layerlab.agree"] == "true"
     assert (run.data.params["train.lr"], run.data.params["net.init"]) == ("1e-06", "normal")
     for name in report.tiers:
         history = client.get_metric_history(report.run_id, f"loss/{name}")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FAMILIES = [
     problems.full_batch,
+    # without default_size, which takes ten times as long as all of them
     problems.minibatches,
     problems.single_row,
     problems.smallest,

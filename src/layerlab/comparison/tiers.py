@@ -87,6 +87,7 @@ def compare(
             lockstep.train(record, observer, stop)
             path = picture_path(f"{'-'.join(names)[:80].replace(':', '-')}-{record.run_id[:8]}")
             lockstep.picture(path)
+            record.set_tags({"layerlab.agree": str(lockstep.report.agree).lower()})
 
         dataset = prepared.dataset
         recorded(

@@ -83,12 +83,27 @@ def forward_changes_nothing(subject: Subject) -> Finding:
         before = disturbed.tier.params()
         for rows in (x, x[:1], torch.flip(x, [0])):
             disturbed.tier.forward(rows)
+        with torch.inference_mode():  # as under a Trainer's validation
+            disturbed.tier.forward(x)
         faults += [f"forward() changes {name}" for name in _differing(disturbed.tier.params(), before)]
         if disturbed.steps(1) != trained.steps(1):
             faults.append("a step after other calls of forward() has another loss")
     changed = _differing(disturbed.tier.params(), trained.tier.params())
     faults += [f"steps after other calls of forward() lead to another {name}" for name in changed]
-    return _faults(faults, f"{_SEVERAL} steps with three calls between")
+    return _faults(faults, f"{_SEVERAL} steps with four calls between")
+
+
+def loss_is_a_number(subject: Subject) -> Finding:
+    """The loss is 0-d and carries no graph: what is kept of it must not keep all that led to it."""
+    trial = subject.trial()
+    x, y, _, _ = trial.feed.batch(0)
+    loss = trial.tier.step(x, y)
+    faults = []
+    if getattr(loss, "requires_grad", False):
+        faults.append("the loss requires a gradient: return loss.detach()")
+    if (shape := np.shape(host_copy(loss))) != ():
+        faults.append(f"the loss has shape {shape}, and should be 0-d")
+    return _faults(faults, type(loss).__name__)
 
 
 def loss_is_before_the_update(subject: Subject) -> Finding:

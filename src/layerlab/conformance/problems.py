@@ -74,6 +74,12 @@ def full_batch(rng: np.random.Generator, bias: bool) -> list[Problem]:
     return problems
 
 
+def default_size(rng: np.random.Generator, bias: bool) -> list[Problem]:
+    """As large as the default problem of `layerlab run`, on five times as many rows."""
+    params, x, y = draw(rng, 320, 1000, 100, 10, bias=bias)
+    return [Problem("320x1000x100x10", params, ((x, y),))]
+
+
 def minibatches(rng: np.random.Generator, bias: bool) -> list[Problem]:
     """Batches of 8, 8 and 7 rows in turn."""
     params, x, y = draw(rng, 23, 6, 5, 3, bias=bias)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from layerlab.conformance.subject import Subject
     from layerlab.tier import Precision
 
+# Large problems are there for what a kernel does at its limits, which one step shows.
+_LARGE_STEPS = 5
 # Under autocast a product has 8 bits: over longer sums nothing would be left to compare.
 _MIXED_STEPS = 10
 
@@ -25,6 +27,11 @@ _MIXED_STEPS = 10
 def full_batch(subject: Subject) -> Finding:
     """Every step on the same batch is the oracle's, in four shapes, to the rounding of that step."""
     return _proof(subject, problems.full_batch)
+
+
+def default_size(subject: Subject) -> Finding:
+    """A few steps of a problem of the default size, 320 rows, are the oracle's."""
+    return _proof(subject, problems.default_size, steps=_LARGE_STEPS)
 
 
 def minibatches(subject: Subject) -> Finding:

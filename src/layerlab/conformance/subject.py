@@ -9,6 +9,7 @@ import numpy as np
 
 from layerlab.conformance import problems
 from layerlab.conformance.lockstep import Feed
+from layerlab.tier import host_copy
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,6 @@ class Trial:
         losses = []
         for _ in range(count):
             x, y, _, _ = self.feed.batch(self.steps_done)
-            losses.append(float(self.tier.step(x, y)))
+            losses.append(float(host_copy(self.tier.step(x, y))))
             self.steps_done += 1
         return losses

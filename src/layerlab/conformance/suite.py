@@ -27,6 +27,7 @@ SUITE_VERSION = "1.0"
 
 SUITE: tuple[Check, ...] = (
     proofs.full_batch,
+    proofs.default_size,
     proofs.minibatches,
     proofs.single_row,
     proofs.smallest,
@@ -40,6 +41,7 @@ SUITE: tuple[Check, ...] = (
     contract.params_are_copies,
     contract.precision_is_kept,
     contract.forward_changes_nothing,
+    contract.loss_is_a_number,
     contract.loss_is_before_the_update,
     contract.construction_continues,
     contract.state_resumes,
