@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 
 import layerlab
 from helpers import TINY
-from layerlab import tracking
+from layerlab import storeuri, tracking
 from layerlab.errors import TrackingError
 from layerlab.report import Observer
 from layerlab.spec import build_spec
@@ -322,7 +322,7 @@ def test_another_spelling_of_the_default_is_the_default(
 
 def test_credentials_are_cut_from_what_is_shown() -> None:
     """User, password and query of a URI go nowhere."""
-    cut = tracking.without_credentials
+    cut = storeuri.without_credentials
     assert cut("https://me:secret@example.org:5000/path?token=1") == "https://example.org:5000/path"
     assert cut("postgresql://me:secret@db/mlflow") == "postgresql://db/mlflow"
     assert cut("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

@@ -6,22 +6,19 @@ import getpass
 import json
 import os
 import subprocess
+from typing import TYPE_CHECKING
 
-from mlflow.entities import Dataset
+from mlflow import entities
+
+if TYPE_CHECKING:
+    from layerlab.data.dataset import Dataset
 
 
-def describe_dataset(
-    name: str, digest: str, source: str, *, rows: int, n_in: int, n_out: int, target: tuple[str, ...]
-) -> Dataset:
+def describe_dataset(dataset: Dataset, target: tuple[str, ...]) -> entities.Dataset:
     """A data set in MLflow's terms.
 
     Args:
-        name: What the data is called.
-        digest: The start of a hash of its content.
-        source: "generated", "scikit-learn", or the path of a file.
-        rows: Number of rows.
-        n_in: Number of inputs.
-        n_out: Number of outputs.
+        dataset: The data.
         target: Names of the target columns of a file.
     """
 
@@ -29,14 +26,15 @@ def describe_dataset(
         spec = {"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1, width]}}
         return json.dumps([spec])
 
-    local = source not in {"generated", "scikit-learn"}
-    return Dataset(
-        name=name[:500],
-        digest=digest,
+    rows, n_in = dataset.x.shape
+    n_out = dataset.y.shape[1]
+    local = dataset.source not in {"generated", "scikit-learn"}
+    made = f"{dataset.source}: {dataset.name}"
+    return entities.Dataset(
+        name=dataset.name[:500],
+        digest=dataset.digest,
         source_type="local" if local else "code",
-        source=json.dumps(
-            {"uri": source} if local else {"tags": {"mlflow.source.name": f"{source}: {name}"}}
-        ),
+        source=json.dumps({"uri": dataset.source} if local else {"tags": {"mlflow.source.name": made}}),
         schema=json.dumps({"mlflow_tensorspec": {"features": tensor(n_in), "targets": tensor(n_out)}}),
         profile=json.dumps(
             {"num_rows": rows, "num_features": n_in, "num_targets": n_out, "target": list(target)}

@@ -77,7 +77,9 @@ def run(
         importlib.import_module("layerlab.training")
         stop.check()
         observer.stage("opening the tracking store")
-        store = _open_store(tracking_uri)
+        from layerlab.tracking import Store
+
+        store = Store(tracking_uri)
         store.refuse_deleted(spec.experiment)
         stop.check()
         report = Report(store.shown_uri)
@@ -93,12 +95,6 @@ def run(
                 raise
             began = time.perf_counter()
     return report
-
-
-def _open_store(tracking_uri: str | None) -> Store:
-    from layerlab.tracking import Store, resolve_uri
-
-    return Store(resolve_uri(tracking_uri))
 
 
 class _Run:
@@ -306,15 +302,7 @@ def _run_info(job: Job, prepared: Prepared) -> Any:
             **{f"version.{name}": version(name) for name in _VERSIONS},
         },
         spec_yaml=spec.as_yaml(),
-        dataset=describe_dataset(
-            dataset.name,
-            dataset.digest,
-            dataset.source,
-            rows=len(dataset.x),
-            n_in=dataset.x.shape[1],
-            n_out=dataset.y.shape[1],
-            target=spec.data.target,
-        ),
+        dataset=describe_dataset(dataset, spec.data.target),
     )
 
 

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
@@ -39,13 +38,13 @@ from mlflow.exceptions import MlflowException
 
 from layerlab.errors import TrackingError, one_line
 from layerlab.spool import POINTS_A_CALL, Point, Spool, Unsent
+from layerlab.storeuri import DEFAULT_URI, absolute, resolve_uri, sqlite_path, without_credentials
 
 if TYPE_CHECKING:
     import onnx
 
     from layerlab.tier import Array
 
-DEFAULT_URI = "sqlite:///mlflow.db"
 # MLflow's limits for one call.
 PARAMS_A_CALL = 100
 LONGEST_TAG = 5000
@@ -55,20 +54,6 @@ QUEUED_BLOCKS = 16
 # What MLflow does not take in the name of a metric.
 _NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 SPOOL = Path(".layerlab") / "spool"
-
-
-def resolve_uri(given: str | None) -> str:
-    """The store to use: what was given, ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-
-
-def without_credentials(uri: str) -> str:
-    """A URI that may be shown and stored: no user, no password, no query."""
-    parts = urlsplit(uri)
-    if not parts.netloc:
-        return uri.partition("?")[0]
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -96,20 +81,20 @@ class Store:
     """An open tracking store.
 
     Args:
-        uri: As MLflow writes it.
+        uri: As MLflow writes it; None: ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder.
 
     Raises:
         TrackingError: The store cannot be reached or opened.
     """
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri = resolve_uri(uri)
         self.shown_uri = without_credentials(uri)
         # What MLflow does to its tables is no news to whoever trains a network.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         # The client would print the address of every run to stdout, which belongs to the report.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        path = _sqlite_path(uri)
+        path = sqlite_path(uri)
         if path is not None and Path(path).absolute() == Path("mlflow.db").absolute():
             _refuse_old_file_store()
         if path is None and uri.startswith("sqlite"):
@@ -121,7 +106,7 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         with _translated(self, "cannot be opened"), _one_at_a_time(uri):
-            self.client = MlflowClient(tracking_uri=_absolute(uri))
+            self.client = MlflowClient(tracking_uri=absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
 
@@ -376,24 +361,10 @@ def _translated(store: Store, what: str) -> Iterator[None]:
         raise TrackingError(f"tracking store {store.shown_uri} {what}: {text}", hint=hint) from error
 
 
-def _absolute(uri: str) -> str:
-    """A URI that means the same after the working folder changed: MLflow keeps one store a URI."""
-    path = _sqlite_path(uri)
-    return uri if path is None else uri.replace(f":///{path}", f":///{Path(path).absolute()}", 1)
-
-
-def _sqlite_path(uri: str) -> str | None:
-    """The file of a SQLite store, whatever driver the URI names; None of another store, or one in memory."""
-    scheme, colon, rest = uri.partition(":///")
-    path = rest.partition("?")[0]
-    known = bool(colon) and scheme.partition("+")[0] == "sqlite"
-    return path if known and path not in {"", ":memory:"} else None
-
-
 @contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
     """Processes that create or migrate one SQLite database at once would break it."""
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     if path is None:
         yield
         return

@@ -10,24 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import DataError, Interrupted
 from layerlab.provenance import source_tags
-from layerlab.tracking import RunInfo, Store, resolve_uri
+from layerlab.tracking import RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from layerlab.comparison.report import CompareReport, RunsReport
-    from layerlab.tracking import RunRecord
+    from layerlab.tracking import RunRecord, Store
 
 COMPARISONS = Path("comparisons")
-
-
-def open_store(tracking_uri: str | None) -> Store:
-    """The store that a comparison is kept in.
-
-    Raises:
-        TrackingError: It cannot be opened.
-    """
-    return Store(resolve_uri(tracking_uri))
 
 
 def recorded(

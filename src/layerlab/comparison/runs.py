@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from layerlab.comparison.picture import draw
-from layerlab.comparison.record import open_store, picture_path, recorded
+from layerlab.comparison.record import picture_path, recorded
 from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, one_line
 from layerlab.report import Observer
+from layerlab.tracking import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from layerlab.tracking import RunRecord, Store
+    from layerlab.tracking import RunRecord
 
 # The metric of `layerlab run`, a point a step.
 _LOSS = "loss"
@@ -40,7 +41,7 @@ def compare_runs(
     if first == second:
         raise SpecError("a run does not differ from itself", hint="give the ids of two runs")
     observer.stage("opening the tracking store")
-    store = open_store(tracking_uri)
+    store = Store(tracking_uri)
     runs = [_find(store, run_id) for run_id in (first, second)]
     for run in runs:
         if run.info.status == "RUNNING":

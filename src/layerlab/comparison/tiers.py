@@ -18,7 +18,7 @@ import torch
 from layerlab import registry
 from layerlab.batches import Batches
 from layerlab.comparison.picture import draw
-from layerlab.comparison.record import open_store, picture_path, recorded
+from layerlab.comparison.record import picture_path, recorded
 from layerlab.comparison.report import CompareReport, Pair
 from layerlab.conformance.lockstep import BACKWARD, Comparison, Step, as_float64, autocast, take_step
 from layerlab.errors import SpecError, TierError
@@ -30,6 +30,7 @@ from layerlab.rounding import AdamBound, Roundoff, bound_sgd, bound_step
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
 from layerlab.tier import Params
+from layerlab.tracking import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +79,7 @@ def compare(
         stop.check()
         lockstep = _Lockstep(jobs, prepared)
         observer.stage("opening the tracking store")
-        store = open_store(tracking_uri)
+        store = Store(tracking_uri)
         store.refuse_deleted(spec.experiment)
         names = lockstep.report.tiers
         first = jobs[0].spec
@@ -89,7 +90,6 @@ def compare(
             lockstep.picture(path)
             record.set_tags({"layerlab.agree": str(lockstep.report.agree).lower()})
 
-        dataset = prepared.dataset
         recorded(
             store,
             lockstep.report,
@@ -98,15 +98,7 @@ def compare(
             experiment=first.experiment,
             params={**first.flat(), "plugins": ", ".join(names)},
             tags={"layerlab.tiers": ", ".join(names)},
-            dataset=describe_dataset(
-                dataset.name,
-                dataset.digest,
-                dataset.source,
-                rows=len(dataset.x),
-                n_in=dataset.x.shape[1],
-                n_out=dataset.y.shape[1],
-                target=first.data.target,
-            ),
+            dataset=describe_dataset(prepared.dataset, first.data.target),
             spec_yaml=spec.model_copy(
                 update={"net": first.net, "data": first.data, "train": first.train}
             ).as_yaml(),

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import io
 import random
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from layerlab.conformance import problems
-from layerlab.conformance.lockstep import prove
-from layerlab.conformance.scorecard import Finding, NotApplicable
-from layerlab.errors import ModelError
-from layerlab.export import export
-from layerlab.modelfile import ModelFile
-from layerlab.reference import forward, initial_params
-from layerlab.rounding import Roundoff, bound_forward, bound_step
+from layerlab.conformance.scorecard import Finding, NotApplicable, as_finding
+from layerlab.reference import forward
+from layerlab.rounding import Roundoff, bound_step
 from layerlab.tier import CONTRACT_VERSION, Params, host_copy
 
 if TYPE_CHECKING:
@@ -28,9 +20,6 @@ if TYPE_CHECKING:
     from layerlab.conformance.subject import Subject
 
 _SEVERAL = 5
-# The default problem of `layerlab run`: N, D_in, H, D_out.
-_DEFAULT = (64, 1000, 100, 10)
-_LEARNING_STEPS = 50
 
 
 def contract_is_declared(subject: Subject) -> Finding:
@@ -59,7 +48,7 @@ def params_are_copies(subject: Subject) -> Finding:
             break
         np.add(array, 1, out=array)
     faults += [f"writing to params() changes the tier's {name}" for name in _differing(tier.params(), now)]
-    return _faults(faults, "arguments, params() twice")
+    return as_finding(faults, "arguments, params() twice")
 
 
 def precision_is_kept(subject: Subject) -> Finding:
@@ -71,7 +60,7 @@ def precision_is_kept(subject: Subject) -> Finding:
         for name, p in trial.tier.params()._asdict().items():
             if p is not None and p.dtype != trial.feed.host:
                 faults.append(f"{precision}: {name} is {p.dtype}, not {trial.feed.host}")
-    return _faults(faults, ", ".join(sorted(subject.tier_class.precisions)))
+    return as_finding(faults, ", ".join(sorted(subject.tier_class.precisions)))
 
 
 def forward_changes_nothing(subject: Subject) -> Finding:
@@ -90,7 +79,7 @@ def forward_changes_nothing(subject: Subject) -> Finding:
             faults.append("a step after other calls of forward() has another loss")
     changed = _differing(disturbed.tier.params(), trained.tier.params())
     faults += [f"steps after other calls of forward() lead to another {name}" for name in changed]
-    return _faults(faults, f"{_SEVERAL} steps with four calls between")
+    return as_finding(faults, f"{_SEVERAL} steps with four calls between")
 
 
 def loss_is_a_number(subject: Subject) -> Finding:
@@ -103,7 +92,7 @@ def loss_is_a_number(subject: Subject) -> Finding:
         faults.append("the loss requires a gradient: return loss.detach()")
     if (shape := np.shape(host_copy(loss))) != ():
         faults.append(f"the loss has shape {shape}, and should be 0-d")
-    return _faults(faults, type(loss).__name__)
+    return as_finding(faults, type(loss).__name__)
 
 
 def loss_is_before_the_update(subject: Subject) -> Finding:
@@ -139,13 +128,13 @@ def construction_continues(subject: Subject) -> Finding:
         faults.append("its forward() gives something else")
     optimizer = subject.tier_class.recipe.optimizer
     if optimizer != "sgd":
-        return _faults(
+        return as_finding(
             faults, f"parameters and forward(); the steps are left to state(): {optimizer} remembers"
         )
     if trial.steps(_SEVERAL) != twin.steps(_SEVERAL):
         faults.append("its losses are others")
     faults += [f"it trains to another {name}" for name in _differing(twin.tier.params(), trial.tier.params())]
-    return _faults(faults, f"{_SEVERAL} steps after {_SEVERAL}")
+    return as_finding(faults, f"{_SEVERAL} steps after {_SEVERAL}")
 
 
 def state_resumes(subject: Subject) -> Finding:
@@ -172,7 +161,7 @@ def state_resumes(subject: Subject) -> Finding:
         if resumed[0] != trained[0]:
             faults.append(f"{how}: its losses are others")
         faults += [f"{how}: it trains to another {name}" for name in _differing(resumed[1], trained[1])]
-    return _faults(faults, f"{_SEVERAL} steps after {_SEVERAL}")
+    return as_finding(faults, f"{_SEVERAL} steps after {_SEVERAL}")
 
 
 def runs_repeat(subject: Subject) -> Finding:
@@ -191,7 +180,7 @@ def runs_repeat(subject: Subject) -> Finding:
     faults += [
         f"they end with another {name}" for name in _differing(first.tier.params(), second.tier.params())
     ]
-    return _faults(faults, f"{4 * _SEVERAL} steps twice")
+    return as_finding(faults, f"{4 * _SEVERAL} steps twice")
 
 
 def world_is_left_alone(subject: Subject) -> Finding:
@@ -217,7 +206,7 @@ def world_is_left_alone(subject: Subject) -> Finding:
         np.random.set_state(saved[1])
         random.setstate(saved[2])
     changed = [f"{name} is changed" for name in before if before[name] != after[name]]
-    return _faults(changed, f"{len(before)} of them")
+    return as_finding(changed, f"{len(before)} of them")
 
 
 def inputs_are_not_written_to(subject: Subject) -> Finding:
@@ -232,7 +221,7 @@ def inputs_are_not_written_to(subject: Subject) -> Finding:
         for what, tensor, copy in (("x", x, copies[0]), ("y", y, copies[1])):
             if not torch.equal(tensor, copy):
                 faults.append(f"{what} is written to")
-    return _faults(faults, "3 batches")
+    return as_finding(faults, "3 batches")
 
 
 def gradients_are_used(subject: Subject) -> Finding:
@@ -256,99 +245,7 @@ def gradients_are_used(subject: Subject) -> Finding:
         # a step along the opposite gradients goes the opposite way, but for the rounding of the sums
         if not np.allclose(there, -back, rtol=1e-3, atol=8 * np.finfo(p.dtype).eps * np.abs(p).max()):
             faults.append(f"update() does not apply what was written to the gradient of {name}")
-    return _faults(faults, "an update along negated gradients")
-
-
-def accelerators_are_true(subject: Subject) -> Finding:
-    """On every accelerator that the tier declares and this machine has, its steps are the oracle's."""
-    seen, missing, worst = [], [], 0.0
-    for declared in sorted(subject.tier_class.accelerators):
-        device = {"cpu": torch.device("cpu"), "gpu": gpu()}[declared]
-        if device is None:
-            missing.append("gpu: none on this machine")
-            continue
-        (problem,) = problems.minibatches(
-            np.random.default_rng(subject.seed), subject.tier_class.supports_bias
-        )
-        proof = prove(subject.tier_class, problem, precision=subject.precision, device=device)
-        worst = max(worst, proof.worst)
-        if proof.part is not None:
-            return Finding(False, worst, 1.0, f"{device}: {proof.part}", vars(proof.part))
-        seen.append(str(device))
-    return Finding(True, worst, 1.0, "; ".join([", ".join(seen), *missing]))
-
-
-def step_does_not_wait(subject: Subject) -> Finding:
-    """On CUDA nothing in `step` waits for the device."""
-    if "gpu" not in subject.tier_class.accelerators:
-        raise NotApplicable("accelerators: no gpu")
-    if not torch.cuda.is_available():
-        raise NotApplicable("accelerators: gpu declared; no CUDA device on this machine to look on")
-    trial = replace(subject, device=torch.device("cuda")).trial()
-    trial.steps(3)  # what is made or compiled once may wait
-    mode = torch.cuda.get_sync_debug_mode()
-    faults = []
-    try:
-        x, y, _, _ = trial.feed.batch(3)
-        torch.cuda.set_sync_debug_mode("error")
-        trial.tier.step(x, y)
-    except RuntimeError as error:
-        faults.append(f"step() waits for the device: {error}")
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    return _faults(faults, "one step after 3")
-
-
-def learns(subject: Subject) -> Finding:
-    """Under its own recipe the tier learns the default problem: the loss falls, and all stays finite."""
-    recipe = subject.tier_class.recipe
-    rng = np.random.default_rng(subject.seed)
-    n, d_in, hidden, d_out = _DEFAULT
-    bias = recipe.bias and subject.tier_class.supports_bias
-    params = initial_params(d_in, hidden, d_out, init=recipe.init, bias=bias, seed=subject.seed)
-    trial = subject.trial()
-    x, y = (
-        torch.as_tensor(rng.standard_normal(shape), dtype=trial.feed.dtype, device=subject.device)
-        for shape in ((n, d_in), (n, d_out))
-    )
-    tier = subject.tier_class(
-        params.map(lambda p: p.astype(trial.feed.host)),
-        lr=recipe.lr,
-        device=subject.device,
-        dtype=trial.feed.dtype,
-    )
-    losses = [float(tier.step(x, y)) for _ in range(_LEARNING_STEPS)]
-    finite = bool(np.isfinite(losses).all()) and all(np.isfinite(p).all() for p in _arrays(tier.params()))
-    share = losses[-1] / losses[0] if losses[0] else 1.0
-    said = (
-        f"{recipe.optimizer} {recipe.lr:g}, {_LEARNING_STEPS} steps: loss {losses[0]:.4g} to {losses[-1]:.4g}"
-    )
-    return Finding(finite and share < 1, share, 1.0, said if finite else f"{said}: not finite")
-
-
-def export_agrees(subject: Subject) -> Finding:
-    """The ONNX file of the trained tier computes what its `forward` does, and what the oracle does."""
-    trial = subject.trial()
-    trial.steps(_SEVERAL)
-    tier, params = trial.tier, trial.tier.params()
-    _, _, rows, _ = trial.feed.batch(0)
-    rows = rows.astype(trial.feed.host)
-
-    def predict(x: Any) -> Any:
-        return host_copy(tier.forward(torch.as_tensor(x, dtype=trial.feed.dtype, device=subject.device)))
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tier.onnx"
-        features = tuple(f"x{i}" for i in range(rows.shape[1]))
-        try:
-            export(params, None, path=path, predict=predict, rows=rows, features=features, metadata={})
-        except ModelError as error:
-            return Finding(False, detail=str(error))
-        answered = ModelFile(path).run(rows)
-    exact = params.map(np.float64)
-    _, _, y_pred, bound = bound_forward(exact, rows.astype(np.float64), Roundoff.of(subject.precision))
-    share = float((np.abs(answered - y_pred) / bound).max())
-    return Finding(share <= 1, share, 1.0, "the gate's tolerance for forward(), rounding for the oracle")
+    return as_finding(faults, "an update along negated gradients")
 
 
 def _world() -> dict[str, Any]:
@@ -370,18 +267,6 @@ def _world() -> dict[str, Any]:
     if torch.cuda.is_available():
         world["CUDA's generator"] = torch.cuda.get_rng_state().tolist()
     return world
-
-
-def gpu() -> torch.device | None:
-    """The GPU of this machine, if it has one."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps") if torch.backends.mps.is_available() else None
-
-
-def _faults(faults: list[str], looked_at: str) -> Finding:
-    unique = list(dict.fromkeys(faults))
-    return Finding(not unique, float(len(unique)), 0.0, "; ".join(unique) or looked_at)
 
 
 def _arrays(params: Params) -> Iterable[Any]:

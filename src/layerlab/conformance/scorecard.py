@@ -38,6 +38,12 @@ class Finding:
     where: dict[str, Any] = field(default_factory=dict)
 
 
+def as_finding(faults: list[str], looked_at: str) -> Finding:
+    """What a list of faults amounts to: it should be empty."""
+    unique = list(dict.fromkeys(faults))
+    return Finding(not unique, float(len(unique)), 0.0, "; ".join(unique) or looked_at)
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """One line of the scorecard.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerlab import registry
-from layerlab.conformance import contract, proofs
+from layerlab.conformance import abilities, contract, proofs
 from layerlab.conformance.scorecard import CheckReport, CheckResult, Finding, NotApplicable
 from layerlab.conformance.subject import Subject
 from layerlab.errors import AcceleratorError, PluginError, SpecError, did_you_mean, one_line
@@ -49,10 +49,10 @@ SUITE: tuple[Check, ...] = (
     contract.world_is_left_alone,
     contract.inputs_are_not_written_to,
     contract.gradients_are_used,
-    contract.accelerators_are_true,
-    contract.step_does_not_wait,
-    contract.learns,
-    contract.export_agrees,
+    abilities.accelerators_are_true,
+    abilities.step_does_not_wait,
+    abilities.learns,
+    abilities.export_agrees,
 )
 
 
@@ -153,7 +153,7 @@ def _device(tier_class: type[Tier], name: str, accelerator: str) -> Any:
         raise AcceleratorError(f"tier '{name}' does not run on {wanted}", hint=f"it declares: {there}")
     if wanted == "cpu":
         return torch.device("cpu")
-    found = contract.gpu()
+    found = abilities.gpu()
     if found is None:
         raise AcceleratorError(f"tier '{name}': there is no GPU on this machine", hint="--accelerator cpu")
     return found
