@@ -735,6 +735,65 @@ class ArgumentsAreKept(ByHand):
         self.p = {name: torch.from_numpy(p) for name, p in params._asdict().items() if p is not None}
 
 
+@wrong("params-are-copies", "changes the tier")
+class ArgumentsAreSharedUnwritten(ByHand):
+    """The caller's arrays, never written to: until the caller does."""
+
+    def __init__(self, params: Params, **run: Any) -> None:
+        super().__init__(params, **run)
+        self.p = {name: torch.from_numpy(p) for name, p in params._asdict().items() if p is not None}
+
+    def update(self) -> None:
+        self.p = {name: p - self.lr * self.g[name] for name, p in self.p.items()}
+
+
+@wrong("full-batch", "b1", 0)
+class BiasesInvented(ByHand):
+    """None is taken for zeros."""
+
+    def __init__(self, params: Params, **run: Any) -> None:
+        zeros = np.zeros(params.w1.shape[1]), np.zeros(params.w2.shape[1])
+        filled = (z if b is None else b for b, z in zip((params.b1, params.b2), zeros, strict=True))
+        super().__init__(Params(params.w1, params.w2, *filled), **run)
+
+
+@wrong("state-resumes", "no bias")
+class StateNeedsBiases(ByHand):
+    def state(self) -> dict[str, Any]:
+        return {name: self.p[name].clone() if name in self.p else torch.zeros(1) for name in NAMES}
+
+    def load_state(self, state: Any) -> None:
+        for name in NAMES:
+            if name not in self.p:
+                self.p[name] = torch.ones(1, dtype=self.p["w1"].dtype)
+            self.p[name].copy_(state[name])
+
+
+@wrong("state-resumes", "64-true")
+class StateInSinglePrecision(ByHand):
+    def state(self) -> dict[str, Any]:
+        return {name: p.float() for name, p in super().state().items()}
+
+
+@wrong("state-resumes", "a second time")
+class StateIsKeptByWhoLoadsIt(ByHandAdam):
+    """What `load_state` is given becomes the tier's own, and is written into."""
+
+    def load_state(self, state: Any) -> None:
+        self.done = int(state["done"])
+        self.p, self.m, self.v = (dict(state[key]) for key in ("p", "m", "v"))
+
+
+@wrong("state-resumes", "a second time")
+class StepsCountedOn(ByHandAdam):
+    """Going back to an earlier state keeps the later count of steps."""
+
+    def load_state(self, state: Any) -> None:
+        later = self.done
+        super().load_state(state)
+        self.done = max(self.done, later)
+
+
 @wrong("state-resumes", "state()")
 class StateIsAView(ByHand):
     def state(self) -> dict[str, Any]:
@@ -767,6 +826,38 @@ class DrawsItsOwnWeights(ByHand):
         super().__init__(params, **run)
 
 
+@wrong("world-is-left-alone", "torch's threads")
+class ThreadsSet(ByHand):
+    """For the speed of it, and for everybody."""
+
+    def __init__(self, params: Params, **run: Any) -> None:
+        torch.set_num_threads(torch.get_num_threads() % 2 + 1)
+        super().__init__(params, **run)
+
+
+@wrong("world-is-left-alone", "default dtype")
+class DefaultDtypeSet(ByHand):
+    def __init__(self, params: Params, **run: Any) -> None:
+        torch.set_default_dtype(torch.float64)
+        super().__init__(params, **run)
+
+
+@wrong("world-is-left-alone", "grad mode")
+class GradientsSwitchedOff(ByHand):
+    """Nobody needs them here, and nobody elsewhere gets them any more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_grad_enabled(False)
+        return super().forward(x)
+
+
+@wrong("world-is-left-alone", "print options")
+class PrintOptionsSet(ByHand):
+    def __init__(self, params: Params, **run: Any) -> None:
+        torch.set_printoptions(precision=3)
+        super().__init__(params, **run)
+
+
 @wrong("runs-repeat", "loss")
 class NoiseInTheHiddenLayer(ByHand):
     """Dropout that is never switched off."""
@@ -787,6 +878,12 @@ class ZerosReturned(ByHand):
 class ZeroLossReturned(Whole):
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         return 0 * super().step(x, y)
+
+
+@wrong("loss-is-before-the-update", "nan")
+class NoLossReturned(Whole):
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().step(x, y) * float("nan")
 
 
 @wrong("full-batch", "w2", 0)

@@ -124,6 +124,16 @@ class NanRate(Plain):
     recipe = Recipe(lr=float("nan"))
 
 
+class ShoutedOptimizer(Plain):
+    recipe = Recipe(optimizer="SGD", lr=1.0, init="linear", bias=False)
+
+
+class StateOnly(Plain):
+    recipe = Recipe(optimizer="sgd", lr=1.0, init="linear", bias=False)
+
+    def state(self): ...
+
+
 class OnlyBackward(Tier):
     recipe = Recipe()
     def __init__(self, params, *, lr, device, dtype): ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import layerlab
-from gallery import ByHand, ByHandAdam, ForgottenMask, Whole
+from gallery import SGD, ByHand, ByHandAdam, ForgottenMask, Whole
 from helpers import BUILTINS, Site
 from layerlab import registry
 from layerlab.conformance import SUITE, SUITE_VERSION, check, check_name, problems
@@ -58,7 +59,7 @@ def test_our_own_tiers_pass_without_exemption(name: str, monkeypatch: pytest.Mon
     if not tier.splits_step():
         expected.add("gradients-are-used")
     if "gpu" not in tier.accelerators or not torch.cuda.is_available():
-        expected.add("step-does-not-wait")
+        expected |= {"step-does-not-wait", "runs-on-the-gpu"}
     assert skipped == expected
 
 
@@ -200,7 +201,7 @@ def test_problems_do_not_run_away(family: Any, optimizer: str) -> None:
     """Over 50 exact steps no parameter leaves the order of magnitude of the first ones."""
     for bias in (True, False):
         for problem in family(np.random.default_rng(0), bias):
-            params, lr = problem.params, problem.learning_rate(optimizer)
+            params, lr = problem.params, problem.learning_rate(replace(SGD, optimizer=optimizer))
             adam = Adam(lr)
             largest = max(np.abs(p).max() for p in params if p is not None)
             for number in range(50):
@@ -321,6 +322,10 @@ def test_bad_requests() -> None:
         check("numpy", seed=-1)
     with pytest.raises(SpecError, match="one of auto, cpu, gpu"):
         check("numpy", accelerator="tpu")
+    with pytest.raises(SpecError, match="whole number"):
+        check("numpy", seed=1.5)  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="neither the name of a tier nor a subclass"):
+        check(int)  # type: ignore[arg-type]
     with pytest.raises(AcceleratorError, match="does not run on gpu"):
         check("numpy", accelerator="gpu")
     with pytest.raises(PluginError, match="neither step nor both"):
@@ -342,7 +347,7 @@ def test_the_scorecard_on_the_terminal(layerlab_cli: Any, empty_folder: Path) ->
     assert result.code == 0
     lines = result.stdout.splitlines()
     assert [name for name in NAMES if any(line.split()[:1] == [name] for line in lines)] == NAMES
-    assert f"{len(NAMES) - 2} passed, 0 failed, 2 not applicable" in result.stdout
+    assert f"{len(NAMES) - 3} passed, 0 failed, 3 not applicable" in result.stdout
     assert not list(empty_folder.iterdir())
 
 
@@ -375,7 +380,7 @@ def test_a_failure_exits_1_and_is_in_the_junit_file(
     assert [int(suite.get("tests", 0)) for suite in suites] == [len(SUITE)] * 2
     assert int(suites[0].get("failures", 0)) == len(suites[0].findall("testcase/failure")) > 0
     assert suites[1].get("failures") == "0"
-    assert len(suites[1].findall("testcase/skipped")) == 2
+    assert len(suites[1].findall("testcase/skipped")) == 3
 
 
 def test_all_is_every_tier_there_is(layerlab_cli: Any, empty_folder: Path, broken_plugin: str) -> None:
@@ -384,6 +389,23 @@ def test_all_is_every_tier_there_is(layerlab_cli: Any, empty_folder: Path, broke
     assert result.code == 0
     names = [report["tier"] for report in json.loads(result.stdout)["reports"]]
     assert names == [*BUILTINS, "forgetful"]
+
+
+def test_all_tells_of_those_that_cannot_be_checked(site: Site, layerlab_cli: Any, empty_folder: Path) -> None:
+    """A tier that cannot be loaded fails, one that has no GPU to run on is n/a: both are in every report."""
+    site.add("a-broken-dist", {"broken": "MODULE:Good"}, "raise RuntimeError('no luck')")
+    site.allow("a-broken-dist")
+    arguments = ("--only", "contract-is-declared", "--junit", "out.xml")
+    result = layerlab_cli("check", "--all", "--json", *arguments)
+    assert result.code == 1
+    last = json.loads(result.stdout)["reports"][-1]
+    assert (last["tier"], last["ok"], last["results"][0]["check"]) == ("broken", False, "loads")
+    assert "no luck" in last["results"][0]["detail"]
+    suite = ET.parse(empty_folder / "out.xml").getroot().findall("testsuite")[-1]
+    assert (suite.get("name"), suite.get("failures")) == ("layerlab check broken", "1")
+    on_gpu = json.loads(layerlab_cli("check", "--all", "--accelerator", "gpu", "--json", *arguments).stdout)
+    first = on_gpu["reports"][0]["results"][0]
+    assert (first["result"], first["detail"]) == ("n/a", "tier 'numpy' does not run on gpu")
 
 
 @pytest.mark.parametrize(
@@ -395,6 +417,7 @@ def test_all_is_every_tier_there_is(layerlab_cli: Any, empty_folder: Path, broke
         (["numpy", "--only", "nope"], "no check is called 'nope'"),
         (["numpy", "--seed", "-1"], "at least 0"),
         (["numpy", "--junit", "no/such/folder/out.xml"], "no/such/folder"),
+        (["numpy", "--junit", "."], "is a folder"),
         (["numpy", "--accelerator", "gpu"], "does not run on gpu"),
     ],
     ids=str,

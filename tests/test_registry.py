@@ -358,6 +358,12 @@ BROKEN = {
     "recipe is a dict": (TIERS, "MODULE:DictRecipe", "DictRecipe.recipe is not a Recipe"),
     "recipe has an unknown init": (TIERS, "MODULE:UnknownInit", "UnknownInit.recipe"),
     "recipe has no rate": (TIERS, "MODULE:NanRate", "NanRate.recipe"),
+    "optimizer in capitals": (
+        TIERS,
+        "MODULE:ShoutedOptimizer",
+        "recipe.optimizer is 'SGD', not a name in lower",
+    ),
+    "load_state is missing": (TIERS, "MODULE:StateOnly", "StateOnly defines state and not load_state"),
     "step is missing": (TIERS, "MODULE:OnlyBackward", "neither step nor both of backward and update"),
     "unknown accelerator": (TIERS, "MODULE:Quantum", "Quantum.accelerators must be some of 'cpu' and 'gpu'"),
     "accelerators is a list": (TIERS, "MODULE:ListOfAccelerators", "ListOfAccelerators.accelerators must be"),

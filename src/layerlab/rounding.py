@@ -200,7 +200,8 @@ class AdamBound:
         present = [p for p in params if p is not None]
         if not self._e_m:
             self._e_m, self._e_v = ([np.zeros_like(p) for p in present] for _ in range(2))
-        before = [np.abs(m) for m in self.adam.m] or self._e_m, self.adam.v or self._e_v
+        # as they were: `update` writes into the lists
+        before = [np.abs(m) for m in self.adam.m] or self._e_m, list(self.adam.v) or self._e_v
         after = self.adam.update(params, grads)
         pairs = zip(grads, errors, strict=True)
         for i, (g, e) in enumerate((g, e) for g, e in pairs if g is not None and e is not None):
@@ -216,7 +217,7 @@ class AdamBound:
         u = self.r.sums
         weight = self.r.growth(4) + u * beta / (1 - beta)
         old = beta * e_mean + gamma(4, u) * beta * (mean + e_mean)
-        error: Array = old + (1 - beta) * (e_new + weight * (new + e_new + mean + e_mean)) + self.r.tiny
+        error: Array = old + (1 - beta) * (e_new + weight * (new + e_new + mean + e_mean)) + 4 * self.r.tiny
         return error
 
     def _move(self, i: int, p: Array) -> Array:

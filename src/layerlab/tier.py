@@ -179,7 +179,7 @@ class Tier(ABC):
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """All that a resume needs, parameters and optimizer: tensors, arrays and numbers only, copied."""
+        """All that a resume needs, optimizer included: tensors, arrays, numbers and None only, copied."""
         raise NotImplementedError
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -200,9 +200,9 @@ class Tier(ABC):
     def contract_mismatch(cls) -> tuple[str, str] | None:
         """How the contract that the class was written for differs from this one, and a hint; or None."""
         version = getattr(cls, "contract_version", None)
-        if version is None or version == CONTRACT_VERSION:
+        if version is None or (version == CONTRACT_VERSION and version is not True):
             return None
-        if not isinstance(version, int):
+        if not isinstance(version, int) or isinstance(version, bool):
             return (
                 f"its contract_version is {version!r}, not a whole number",
                 f"this one is {CONTRACT_VERSION}",
@@ -224,6 +224,14 @@ class Tier(ABC):
             return f"{cls.__name__}.recipe is not a Recipe"
         if not cls.splits_step() and cls.step is Tier.step:
             return f"{cls.__name__} defines neither step nor both of backward and update"
+        for one, other in (("backward", "update"), ("state", "load_state")):
+            first, second = (getattr(cls, name) is not getattr(Tier, name) for name in (one, other))
+            if first != second:
+                there, lacking = (one, other) if first else (other, one)
+                return f"{cls.__name__} defines {there} and not {lacking}"
+        optimizer = cls.recipe.optimizer
+        if not isinstance(optimizer, str) or not optimizer or optimizer != optimizer.lower():
+            return f"{cls.__name__}.recipe.optimizer is {optimizer!r}, not a name in lower case"
         if cls.recipe.init not in ("normal", "linear"):
             return f"{cls.__name__}.recipe.init is {cls.recipe.init!r}, neither 'normal' nor 'linear'"
         if not (isinstance(cls.recipe.lr, (int, float)) and 0 < cls.recipe.lr < float("inf")):

@@ -199,6 +199,10 @@ class RunRecord:
         name = _NOT_IN_A_METRIC.sub("-", key)
         self._queue.put([(name, float(value), now, first_step + i) for i, value in enumerate(values)])
 
+    def drain(self) -> None:
+        """Waits until the store has been told all that was queued."""
+        self._queue.join()
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Adds tags."""
         with self._noted():
@@ -282,15 +286,18 @@ class RunRecord:
     def _send_all(self) -> None:
         while (points := self._queue.get()) is not None:
             for start in range(0, len(points), POINTS_A_CALL):
-                chunk = points[start : start + POINTS_A_CALL]
-                if self._spool.count:  # order is kept: once one is spooled, all that follow are
-                    self._spool.add(chunk)
-                    continue
-                try:
-                    self._send(chunk)
-                except Exception as error:  # noqa: BLE001 -- as above
-                    self._spool.reason = _reason(error)
-                    self._spool.add(chunk)
+                self._send_or_spool(points[start : start + POINTS_A_CALL])
+            self._queue.task_done()
+
+    def _send_or_spool(self, points: list[Point]) -> None:
+        if self._spool.count:  # order is kept: once one is spooled, all that follow are
+            self._spool.add(points)
+            return
+        try:
+            self._send(points)
+        except Exception as error:  # noqa: BLE001 -- as above
+            self._spool.reason = _reason(error)
+            self._spool.add(points)
 
     def _send(self, points: list[Point]) -> None:
         self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in points])

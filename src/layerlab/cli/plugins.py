@@ -82,9 +82,8 @@ def new_plugin(
         return
     path = made.path if made.path.is_absolute() else f"./{made.path}"
     emit("\n".join([f"made {path}", *(f"  {file}" for file in made.files), "", "next:"]))
-    emit(
-        f"  pip install -e {shlex.quote(str(path))}\n  layerlab check {name}\n  layerlab run --plugin {name}"
-    )
+    emit(f"  pip install -e {shlex.quote(str(path))}")
+    emit(f"  layerlab check {name}\n  layerlab run --plugin {name}")
 
 
 def _checked(row: TierRow) -> dict[str, Any]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerlab.cli import common
-from layerlab.cli.common import complain, emit
-from layerlab.errors import DataError, PluginError, SpecError
+from layerlab.cli.common import emit
+from layerlab.errors import AcceleratorError, DataError, PluginError, SpecError
+
+if TYPE_CHECKING:
+    from layerlab.conformance import CheckReport
+    from layerlab.registry import TierRow
 
 
 def check(
@@ -35,45 +40,61 @@ def check(
         raise SpecError("tiers and --all exclude each other", hint="give one of them")
     if not every and not tiers:
         raise SpecError("name a tier, or give --all", hint="layerlab plugins lists them")
-    if junit is not None and not junit.absolute().parent.is_dir():
-        raise DataError(f"--junit {junit}: there is no folder {junit.parent}")
+    if junit is not None and (junit.is_dir() or not junit.absolute().parent.is_dir()):
+        there = "is a folder" if junit.is_dir() else f"there is no folder {junit.parent}"
+        raise DataError(f"--junit {junit}: {there}")
     rows = registry.rows()
     if tiers:
         rows = list({row.selector: row for row in (registry.find(name, rows) for name in tiers)}.values())
-    from layerlab import console
-    from layerlab.conformance import check as check_tier
-    from layerlab.conformance import write_junit
-
-    reports = []
-    broken = False
-    for row in rows:
-        with console.Progress() as watch:
-            try:
-                report = check_tier(
-                    row.selector,
-                    seed=seed or 0,
-                    accelerator=accelerator or "auto",
-                    only=only or (),
-                    watch=lambda name, row=row, watch=watch: watch.stage(f"{row.selector}: {name}"),  # type: ignore[misc]
-                )
-            except PluginError as error:
-                if not every:
-                    raise
-                broken = True  # the others are checked all the same
-                complain(error)
-                continue
-        reports.append(report)
-        if not as_json:
-            emit(console.scorecard_text(report))
+    options = {"seed": seed or 0, "accelerator": accelerator or "auto", "only": only or ()}
+    reports = _check_each(rows, options, tolerant=bool(every), as_json=bool(as_json))
     if as_json:
         emit(json.dumps({"reports": [report.as_dict() for report in reports]}, indent=2))
     if junit is not None:
+        from layerlab.conformance import write_junit
+
         try:
             write_junit(reports, junit)
         except OSError as error:
             raise DataError(f"--junit {junit}: cannot be written: {error.strerror}") from None
-    if broken or not all(report.ok for report in reports):
+    if not all(report.ok for report in reports):
         raise typer.Exit(1)
+
+
+def _check_each(
+    rows: list[TierRow], options: dict[str, Any], *, tolerant: bool, as_json: bool
+) -> list[CheckReport]:
+    """Checks tiers and prints their scorecards.
+
+    Args:
+        rows: The tiers.
+        options: As `layerlab.check` takes them.
+        tolerant: Whether a tier that cannot be loaded, or does not run where it is asked to, has a report
+            that says so; otherwise that is an error.
+        as_json: Whether nothing is printed here.
+    """
+    from layerlab import console
+    from layerlab.conformance import check as check_tier
+    from layerlab.conformance import not_examined
+
+    reports = []
+    for row in rows:
+        with console.Progress() as watch:
+            try:
+                said = partial(_say_stage, watch, row.selector)
+                report = check_tier(row.selector, **options, watch=said)
+            except (PluginError, AcceleratorError) as error:
+                if not tolerant:
+                    raise
+                report = not_examined(row, error, seed=options["seed"])
+        reports.append(report)
+        if not as_json:
+            emit(console.scorecard_text(report))
+    return reports
+
+
+def _say_stage(watch: Any, tier: str, check: str) -> None:
+    watch.stage(f"{tier}: {check}")
 
 
 def compare(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from layerlab.comparison.picture import draw
-from layerlab.comparison.record import picture_path, recorded
 from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, one_line
+from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.tracking import Store
 
@@ -57,7 +57,7 @@ def compare_runs(
     def work(record: RunRecord) -> None:
         if not any(curves):
             return
-        path = picture_path(f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
+        path = picture_path("comparisons", f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
         drawn = {
             name: (list(curve), list(curve.values()))
             for name, curve in zip(names, curves, strict=True)
@@ -71,6 +71,7 @@ def compare_runs(
         store,
         report,
         work,
+        kind="comparison",
         name=f"compare {', '.join(names)}",
         experiment="layerlab" if experiment == "Default" else experiment,
         params={"first": first, "second": second},

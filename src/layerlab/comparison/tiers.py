@@ -18,12 +18,12 @@ import torch
 from layerlab import registry
 from layerlab.batches import Batches
 from layerlab.comparison.picture import draw
-from layerlab.comparison.record import picture_path, recorded
 from layerlab.comparison.report import CompareReport, Pair
 from layerlab.conformance.lockstep import BACKWARD, Comparison, Step, as_float64, autocast, take_step
 from layerlab.errors import SpecError, TierError
 from layerlab.planning import plan
 from layerlab.provenance import describe_dataset
+from layerlab.recording import picture_path, recorded
 from layerlab.reference import Adam, gradients, initial_params
 from layerlab.report import Observer
 from layerlab.rounding import AdamBound, Roundoff, bound_sgd, bound_step
@@ -86,7 +86,7 @@ def compare(
 
         def work(record: RunRecord) -> None:
             lockstep.train(record, observer, stop)
-            path = picture_path(f"{'-'.join(names)[:80].replace(':', '-')}-{record.run_id[:8]}")
+            path = picture_path("comparisons", f"{'-'.join(names)[:80]}-{record.run_id[:8]}")
             lockstep.picture(path)
             record.set_tags({"layerlab.agree": str(lockstep.report.agree).lower()})
 
@@ -94,6 +94,7 @@ def compare(
             store,
             lockstep.report,
             work,
+            kind="comparison",
             name=spec.name or f"compare {', '.join(names)}",
             experiment=first.experiment,
             params={**first.flat(), "plugins": ", ".join(names)},

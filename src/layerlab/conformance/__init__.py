@@ -6,7 +6,7 @@ what is promised beside the arithmetic.
 """
 
 from layerlab.conformance.scorecard import CheckReport, CheckResult, write_junit
-from layerlab.conformance.suite import SUITE, SUITE_VERSION, check, check_name, examine
+from layerlab.conformance.suite import SUITE, SUITE_VERSION, check, check_name, examine, not_examined
 
 __all__ = [
     "SUITE",
@@ -16,5 +16,6 @@ __all__ = [
     "check",
     "check_name",
     "examine",
+    "not_examined",
     "write_junit",
 ]

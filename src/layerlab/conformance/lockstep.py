@@ -17,8 +17,6 @@ from layerlab.rounding import AdamBound, Roundoff, bound_forward, bound_sgd, bou
 from layerlab.tier import Params, host_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from layerlab.conformance.problems import Problem
@@ -263,15 +261,15 @@ def prove(
     split = tier_class.splits_step() if split is None else split
     r = Roundoff.of(precision)
     optimizer = tier_class.recipe.optimizer
-    lr = problem.learning_rate(optimizer)
+    lr = problem.learning_rate(tier_class.recipe)
     feed = Feed(problem, precision, device)
     tier = tier_class(feed.params(), lr=lr, device=device, dtype=feed.dtype)
     oracle = Oracle(optimizer, lr, r)
     seen = Comparison()
+    if fault := _as_constructed(tier.params(), feed.params()):
+        seen.part = fault
+        return seen
     before = as_float64(tier.params())
-    for name, given in _present(feed.params()):
-        kept = getattr(before, name)
-        seen.compare(0, name, np.empty(0) if kept is None else kept, given, 0.0)
     for number in range(steps):
         x, y, x64, y64 = feed.batch(number)
         step = _in_precision(precision, tier, x, y, split=split)
@@ -306,8 +304,21 @@ def as_float64(params: Params) -> Params:
     return params.map(lambda p: np.array(p, np.float64))
 
 
-def _present(params: Params) -> Iterator[tuple[str, Array]]:
-    return ((name, p) for name, p in params._asdict().items() if p is not None)
+def _as_constructed(kept: Any, given: Params) -> Part | None:
+    """What is wrong with the parameters of a tier that has done nothing yet."""
+    if not isinstance(kept, Params):
+        return Part(0, "params", note=f"params() gives a {type(kept).__name__}, not Params")
+    for name, p, q in zip(Params._fields, kept, given, strict=True):
+        if p is None and q is None:
+            continue
+        if p is None or q is None:
+            there = "is missing" if p is None else "is there, though None was given"
+            return Part(0, name, note=f"as constructed, it {there}")
+        if np.shape(p) != q.shape:
+            return Part(0, name, note=f"as constructed, its shape is {np.shape(p)}, not {q.shape}")
+        if not np.array_equal(p, q):
+            return Part(0, name, note="as constructed, its values are not those that were given")
+    return None
 
 
 def _number(loss: Any) -> float:

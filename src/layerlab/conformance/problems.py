@@ -15,7 +15,7 @@ from layerlab.reference import gradients
 from layerlab.tier import Params
 
 if TYPE_CHECKING:
-    from layerlab.tier import Array
+    from layerlab.tier import Array, Recipe
 
 # The first update moves the largest weight by about this share of itself: far more than a rounding of it, so
 # that an error of a thousandth of a gradient shows in the parameters; not so much that 50 steps run away.
@@ -38,13 +38,16 @@ class Problem:
     batches: tuple[tuple[Array, Array], ...]
     contiguous: bool = True
 
-    def learning_rate(self, optimizer: str) -> float:
-        """A rate at which a step moves the parameters enough to show a small error, and not too far."""
+    def learning_rate(self, recipe: Recipe) -> float:
+        """A rate at which a step moves the parameters enough to show a small error, and not too far.
+
+        The updates of an optimizer that is not known are not judged: it gets its own rate, or a smaller one.
+        """
         x, y = self.batches[0]
         _, grads = gradients(self.params, x, y)
         largest = max(np.abs(p).max() for p in self.params if p is not None) or 1.0
         size = max(np.abs(g).max() for g in grads if g is not None) or 1.0
-        if optimizer == "adam":
+        if recipe.optimizer == "adam":
             return float(MOVE * largest * (size + 1e-8) / size)
         # Descent overshoots above 2 / curvature. The curvature of one layer given the other is at most twice
         # the squares of what enters it, times those of the weights behind it.
@@ -52,7 +55,8 @@ class Problem:
         curvature = 2 * (np.square(act).sum() + len(x) * (self.params.b2 is not None))
         behind = np.square(self.params.w2).sum()
         curvature += 2 * behind * (np.square(x).sum() + len(x) * (self.params.b1 is not None))
-        return float(min(MOVE * largest / size, 1 / curvature if curvature else np.inf))
+        rate = min(MOVE * largest / size, 1 / curvature if curvature else np.inf)
+        return float(rate if recipe.optimizer == "sgd" else min(rate, recipe.lr))
 
 
 def draw(

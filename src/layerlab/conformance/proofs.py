@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # Large problems are there for what a kernel does at its limits, which one step shows.
 _LARGE_STEPS = 5
-# Under autocast a product has 8 bits: over longer sums nothing would be left to compare.
-_MIXED_STEPS = 10
 
 
 def full_batch(subject: Subject) -> Finding:
@@ -78,7 +76,7 @@ def mixed_precision(subject: Subject) -> Finding:
     """Under bf16 autocast every step is the oracle's, to the rounding of products of 8 bits."""
     if "bf16-mixed" not in subject.tier_class.precisions:
         raise NotApplicable("precisions: no bf16-mixed")
-    return _proof(subject, problems.minibatches, precisions=("bf16-mixed",), steps=_MIXED_STEPS)
+    return _proof(subject, problems.minibatches, precisions=("bf16-mixed",))
 
 
 def _proof(
@@ -118,6 +116,9 @@ def _proof(
     said = f"{count} x {steps} steps; nearest its bound: {where}"
     if not tier_class.supports_bias:
         said += "; no biases: declared"
+    if tier_class.recipe.optimizer not in ("sgd", "adam"):
+        judged = "loss, predictions, gradients" if tier_class.splits_step() else "loss and predictions only"
+        said += f"; {judged}: updates by '{tier_class.recipe.optimizer}' are its own"
     return Finding(True, worst, 1.0, said)
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from layerlab.errors import one_line
 from layerlab.report import json_safe
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def as_finding(faults: list[str], looked_at: str) -> Finding:
     """What a list of faults amounts to: it should be empty."""
     unique = list(dict.fromkeys(faults))
     return Finding(not unique, float(len(unique)), 0.0, "; ".join(unique) or looked_at)
+
+
+def raised(error: BaseException) -> Finding:
+    """What a tier that raises amounts to."""
+    return Finding(False, detail=one_line(f"raised {type(error).__name__}: {error}"))
 
 
 @dataclass(frozen=True)

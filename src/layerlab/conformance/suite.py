@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import inspect
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from layerlab import registry
 from layerlab.conformance import abilities, contract, proofs
-from layerlab.conformance.scorecard import CheckReport, CheckResult, Finding, NotApplicable
+from layerlab.conformance.scorecard import CheckReport, CheckResult, Finding, NotApplicable, raised
 from layerlab.conformance.subject import Subject
+from layerlab.conformance.world import Kept
 from layerlab.errors import AcceleratorError, PluginError, SpecError, did_you_mean, one_line
+from layerlab.tier import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from layerlab.tier import Tier
+    from layerlab.registry import TierRow
 
     Check = Callable[[Subject], Finding]
 
@@ -49,7 +50,8 @@ SUITE: tuple[Check, ...] = (
     contract.world_is_left_alone,
     contract.inputs_are_not_written_to,
     contract.gradients_are_used,
-    abilities.accelerators_are_true,
+    abilities.runs_on_the_cpu,
+    abilities.runs_on_the_gpu,
     abilities.step_does_not_wait,
     abilities.learns,
     abilities.export_agrees,
@@ -86,25 +88,61 @@ def check(
         AcceleratorError: The tier does not run where it is asked to, or this machine has no such device.
         SpecError: There is no check of such a name, or the seed is below 0.
     """
-    if seed < 0:
-        raise SpecError(f"seed: should be at least 0, got {seed}")
-    checks = _select(only)
+    if not isinstance(seed, int) or seed < 0:
+        raise SpecError(f"seed: should be a whole number of at least 0, got {seed}")
+    checks = _select([only] if isinstance(only, str) else only)
+    with Kept() as kept:
+        return _check(tier, checks, seed, accelerator, watch, kept)
+
+
+def _check(
+    tier: str | type[Tier],
+    checks: list[Check],
+    seed: int,
+    accelerator: str,
+    watch: Callable[[str], None] | None,
+    kept: Kept,
+) -> CheckReport:
     if isinstance(tier, str):
         row = registry.find(tier)
         tier_class, name = registry.load(row), row.selector
         distribution, version = row.distribution, row.version
     else:
+        if not (isinstance(tier, type) and issubclass(tier, Tier)):
+            raise PluginError(f"{one_line(repr(tier))} is neither the name of a tier nor a subclass of Tier")
         if fault := (tier.contract_mismatch() or (tier.contract_fault(),))[0]:
             raise PluginError(f"{tier.__name__}: {fault}")
         tier_class, name, distribution, version = tier, tier.__name__, "", ""
     device = _device(tier_class, name, accelerator)
-    subject = Subject(name, tier_class, device, seed)
+    subject = Subject(name, tier_class, device, seed, kept.switches)
     results = []
     for single in checks:
         if watch is not None:
             watch(check_name(single))
         results.append(examine(subject, single))
+        kept.restore()  # what one check let a tier change, the next one does not begin with
     return CheckReport(name, distribution, version, SUITE_VERSION, seed, str(device), tuple(results))
+
+
+def not_examined(row: TierRow, error: PluginError | AcceleratorError, *, seed: int) -> CheckReport:
+    """The report of a tier that was not put through the suite: one line that says why.
+
+    Args:
+        row: The tier.
+        error: A tier that cannot be loaded fails; one that does not run where it was asked to does not apply.
+        seed: What the problems would have been drawn from.
+    """
+    result = CheckResult(
+        check="loads" if isinstance(error, PluginError) else "runs-where-asked",
+        claim="The tier can be loaded, and runs where it is asked to.",
+        result="fail" if isinstance(error, PluginError) else "n/a",
+        figure=None,
+        bound=None,
+        detail=str(error),
+        where={},
+        seconds=0.0,
+    )
+    return CheckReport(row.selector, row.distribution, row.version, SUITE_VERSION, seed, "none", (result,))
 
 
 def examine(subject: Subject, check: Check) -> CheckResult:
@@ -112,15 +150,12 @@ def examine(subject: Subject, check: Check) -> CheckResult:
     began = time.perf_counter()
     verdict, finding = "fail", Finding(False)
     try:
-        with warnings.catch_warnings():
-            # A tier's overflow is judged by its result.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            finding = check(subject)
+        finding = check(subject)
         verdict = "pass" if finding.ok else "fail"
     except NotApplicable as reason:
         verdict, finding = "n/a", Finding(True, detail=str(reason))
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a tier raises, the others are checked
-        finding = Finding(False, detail=one_line(f"raised {type(error).__name__}: {error}"))
+        finding = raised(error)
     return CheckResult(
         check=check_name(check),
         claim=(inspect.getdoc(check) or "").partition("\n")[0],

@@ -128,14 +128,19 @@ class WithOptimizer(TwoLinears):
 
     def state(self) -> dict[str, Any]:
         """The parameters, and all that the optimizer remembers."""
-        remembered = {
-            index: {name: value.clone() if torch.is_tensor(value) else value for name, value in slot.items()}
-            for index, slot in self.optimizer.state_dict()["state"].items()
-        }
-        return {"model": super().state(), "optimizer": remembered}
+        return {"model": super().state(), "optimizer": _copied(self.optimizer.state_dict()["state"])}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` returned."""
         super().load_state(state["model"])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        # Torch keeps the very tensors that it is given, and goes on to write into them.
+        self.optimizer.load_state_dict({"state": _copied(state["optimizer"]), "param_groups": groups})
+
+
+def _copied(slots: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """What an optimizer remembers of each parameter, copied."""
+    return {
+        index: {name: value.clone() if torch.is_tensor(value) else value for name, value in slot.items()}
+        for index, slot in slots.items()
+    }

@@ -1,12 +1,13 @@
-"""How a comparison is kept: an MLflow run with the report and the picture, and the picture in a file."""
+"""How a comparison or a bench is kept: an MLflow run with the report and the picture."""
 
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from layerlab.errors import DataError, Interrupted
 from layerlab.provenance import source_tags
@@ -15,17 +16,28 @@ from layerlab.tracking import RunInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from layerlab.comparison.report import CompareReport, RunsReport
     from layerlab.tracking import RunRecord, Store
 
-COMPARISONS = Path("comparisons")
+
+class Kept(Protocol):
+    """A report that can be kept."""
+
+    run_id: str
+    experiment: str
+    tracking_uri: str
+    picture: str
+    unsent: dict[str, Any] | None
+
+    def as_json(self) -> str:
+        """The report as JSON."""
 
 
 def recorded(
     store: Store,
-    report: CompareReport | RunsReport,
+    report: Kept,
     work: Callable[[RunRecord], None],
     *,
+    kind: str,
     name: str,
     experiment: str,
     params: Mapping[str, str],
@@ -33,12 +45,13 @@ def recorded(
     dataset: Any = None,
     spec_yaml: str | None = None,
 ) -> None:
-    """Does the work of a comparison within an MLflow run, which ends with a true status whatever happens.
+    """Does the work within an MLflow run, which ends with a true status whatever happens.
 
     Args:
         store: Where the run is kept.
-        report: What is filled in by the work; kept as ``comparison.json``.
+        report: What is filled in by the work; kept as ``KIND.json``.
         work: What is to be done.
+        kind: What it is: "comparison", "bench".
         name: Name of the run.
         experiment: Its experiment.
         params: Its parameters.
@@ -50,8 +63,8 @@ def recorded(
         TrackingError: The store refuses the run.
     """
     about = {
-        **source_tags("layerlab compare"),
-        "layerlab.kind": "comparison",
+        **source_tags(f"layerlab {'compare' if kind == 'comparison' else kind}"),
+        "layerlab.kind": kind,
         **tags,
         "version.python": platform.python_version(),
         **{f"version.{package}": version(package) for package in ("layerlab", "torch", "numpy", "mlflow")},
@@ -61,7 +74,7 @@ def recorded(
     report.run_id, report.experiment, report.tracking_uri = record.run_id, experiment, store.shown_uri
     try:
         work(record)
-        record.log_text(report.as_json(), "comparison.json")
+        record.log_text(report.as_json(), f"{kind}.json")
         if report.picture:
             record.log_file(Path(report.picture))
     except BaseException as error:
@@ -72,14 +85,15 @@ def recorded(
     report.unsent = None if unsent is None else asdict(unsent)
 
 
-def picture_path(stem: str) -> Path:
-    """Where the picture of a comparison goes; its folder is made.
+def picture_path(folder: str, stem: str) -> Path:
+    """Where a picture goes; its folder is made.
 
     Raises:
         DataError: The folder cannot be made.
     """
+    path = Path(folder)
     try:
-        COMPARISONS.mkdir(exist_ok=True)
+        path.mkdir(exist_ok=True)
     except OSError as error:
-        raise DataError(f"{COMPARISONS}: cannot be made: {error.strerror}") from None
-    return COMPARISONS / f"{stem}.png"
+        raise DataError(f"{path}: cannot be made: {error.strerror}") from None
+    return path / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', stem)}.png"
