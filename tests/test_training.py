@@ -29,9 +29,9 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    from layerlab.runner import _quiet_lightning
+    from layerlab.training import quiet_lightning
 
-    with _quiet_lightning():
+    with quiet_lightning():
         yield
 
 

@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerlab.benchmarking import BenchReport, bench
     from layerlab.comparison import CompareReport, RunsReport, compare, compare_runs
     from layerlab.conformance import CheckReport, CheckResult, check
     from layerlab.errors import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     # what is done
     "run",
+    "bench",
     "check",
     "compare",
     "compare_runs",
@@ -45,6 +47,7 @@ __all__ = [
     "Observer",
     "Report",
     "RunReport",
+    "BenchReport",
     "CheckReport",
     "CheckResult",
     "CompareReport",
@@ -76,6 +79,8 @@ __all__ = [
 
 _HOME = {
     "run": "runner",
+    "bench": "benchmarking",
+    "BenchReport": "benchmarking",
     "check": "conformance",
     "CheckReport": "conformance",
     "CheckResult": "conformance",

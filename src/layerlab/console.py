@@ -12,6 +12,7 @@ from layerlab.report import Observer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from layerlab.benchmarking.report import BenchReport, Row
     from layerlab.comparison.report import CompareReport, RunsReport
     from layerlab.conformance.scorecard import CheckReport
     from layerlab.modelfile import VerifyReport
@@ -212,7 +213,43 @@ def runs_text(report: RunsReport) -> str:
     return "\n".join([*lines, said, "", *_kept(report)])
 
 
-def _kept(report: CompareReport | RunsReport) -> list[str]:
+def bench_text(report: BenchReport) -> str:
+    """What a bench measured: a table a problem, who was refused, and where to look."""
+    parts = []
+    for config in report.configs:
+        head = f"{config.label}, {report.rounds} rounds: microseconds a step, median and 95 % interval"
+        modes = list(config.rows[0].timings) if config.rows else []
+        columns = ["tier", *modes, "steps/s", "GFLOP/s", "floor", "first step s", "peak MB"]
+        rows = [_bench_row(row, modes) for row in config.rows]
+        parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
+        parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
+    if any(config.rows for config in report.configs):
+        parts.append(
+            "floor: the five matrix products alone, as a share of a bare step; (x): of the bare loop"
+        )
+    return "\n\n".join([*parts, "\n".join(_kept(report))])
+
+
+def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
+    bare = row.timings["bare"].median
+    cells = []
+    for mode in modes:
+        timing = row.timings[mode]
+        low, median, high = (f"{1e6 * t:.4g}" for t in (timing.low, timing.median, timing.high))
+        tax = "" if mode == "bare" else f" (x {timing.median / bare:.2f})"
+        cells.append(f"{median} [{low}, {high}]{tax}")
+    return [
+        row.tier,
+        *cells,
+        f"{1 / bare:.4g}",
+        f"{row.gflops:.3g}",
+        f"{100 * row.floor_share:.0f} %",
+        f"{row.first_step:.3g}",
+        f"{row.peak_mb:.0f}",
+    ]
+
+
+def _kept(report: CompareReport | RunsReport | BenchReport) -> list[str]:
     lines = [f"picture: {report.picture}"] if report.picture else []
     if report.unsent is not None:
         lines.append(f"unsent:  the tracking store did not take all of it: {report.unsent['reason']}")

@@ -7,14 +7,11 @@ tracking store. After that each tier is one run, and a tier that fails does not 
 from __future__ import annotations
 
 import importlib
-import logging
 import math
 import platform
 import re
 import time
 import traceback
-import warnings
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +24,7 @@ from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from layerlab.data.dataset import Prepared
     from layerlab.planning import Job
@@ -160,7 +157,7 @@ class _Run:
 
     def _train(self, record: RunRecord) -> TierModule:
         from layerlab.reference import initial_params
-        from layerlab.training import TierModule, make_trainer
+        from layerlab.training import TierModule, make_trainer, quiet_lightning
 
         job, data = self.job, self.prepared
         train, net = job.spec.train, job.spec.net
@@ -181,7 +178,7 @@ class _Run:
             sink=_Tee(record, self.observer),
             stop=self.stop,
         )
-        with _quiet_lightning():
+        with quiet_lightning():
             trainer = make_trainer(
                 accelerator=job.accelerator,
                 precision=train.precision,
@@ -329,17 +326,3 @@ def _device_name(trainer: Any) -> str:
 def _file_name(name: str) -> str:
     """A name without anything that a file system or a shell would take for something else."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")[:100] or "model"
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning would tell of the devices it sees and of choices that are made on purpose here."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

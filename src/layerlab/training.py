@@ -10,7 +10,10 @@ What Lightning calls an epoch is here what lies between two validations.
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -335,6 +338,20 @@ def make_trainer(
         enable_model_summary=False,
         callbacks=callbacks,
     )
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Lightning would tell of the devices it sees and of choices that are made on purpose here."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _forward(tier: Tier, x: Tensor) -> Array:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from layerlab.cli import models, plugins, proof, training
+from layerlab.cli import bench, models, plugins, proof, training
 from layerlab.cli.common import Flag, complain, emit
 from layerlab.errors import Interrupted, LayerlabError
 
@@ -27,6 +27,7 @@ app.command()(training.run)
 app.add_typer(plugins.app, name="plugins", invoke_without_command=True)
 app.command()(proof.check)
 app.command()(proof.compare)
+app.command()(bench.bench)
 app.command()(models.verify)
 app.command()(models.predict)
 

@@ -1,0 +1,73 @@
+"""``layerlab bench``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from layerlab.cli.common import Json, Quiet, TrackingUri, emit
+from layerlab.errors import SpecError, one_line
+
+
+def bench(
+    tiers: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tiers; 'all' is the seven built-in ones. [default: all]"),
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Rows a step; several make a sweep: 64,4096. [default: 64]")
+    ] = None,
+    d_in: Annotated[
+        str | None, typer.Option("--d-in", help="Inputs, one or several. [default: 1000]")
+    ] = None,
+    hidden: Annotated[str | None, typer.Option(help="Hidden units, one or several. [default: 100]")] = None,
+    d_out: Annotated[
+        str | None, typer.Option("--d-out", help="Outputs, one or several. [default: 10]")
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="What to measure: bare, lightning, tracked; may be repeated. [default: all three]"),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of each tier and mode. [default: 9]")] = None,
+    seconds: Annotated[float | None, typer.Option(help="About how long a round is. [default: 0.2]")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true or 64-true. [default: 32-true]")] = None,
+    accelerator: Annotated[str | None, typer.Option(help="cpu or gpu. [default: cpu]")] = None,
+    seed: Annotated[int | None, typer.Option(help="What problems are drawn from. [default: 0]")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="MLflow experiment. [default: layerlab-bench]")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = None,
+    as_json: Json = None,
+) -> None:
+    """Measure tiers side by side: no speed without proof (exit 1 if a tier is refused)."""
+    values = locals()
+    plain = ("rounds", "seconds", "precision", "accelerator", "seed", "experiment", "tracking_uri")
+    arguments: dict[str, Any] = {name: values[name] for name in plain if values[name] is not None}
+    for name in ("batch_size", "d_in", "hidden", "d_out"):
+        if values[name] is not None:
+            arguments[name] = _sizes(name, values[name])
+    if mode:
+        arguments["modes"] = mode
+    from layerlab import console
+    from layerlab.benchmarking import bench as measure
+
+    with console.Progress(silent=bool(quiet)) as watch:
+        report = measure(tiers or ("all",), **arguments, observer=watch)
+    if as_json:
+        emit(report.as_json())
+    elif not quiet:
+        emit(console.bench_text(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _sizes(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        flag = name.replace("_", "-")
+        raise SpecError(
+            f"--{flag} {one_line(text)}: should be whole numbers, joined by commas", hint=f"--{flag} 64,4096"
+        ) from None
