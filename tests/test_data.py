@@ -169,7 +169,7 @@ def test_training_arrays_are_standardised_and_validation_arrays_by_the_same_rule
 def test_a_constant_column_has_scale_one(value: float) -> None:
     """Its computed deviation is rounding, not information: it becomes 0 exactly, and nothing is NaN."""
     x = np.column_stack([np.full(11, value), np.arange(11.0)])
-    scaler = Scaler.fit(x, np.full((11, 1), value), scale_targets=True)
+    scaler = Scaler.fit(x, np.full((11, 1), value), np.arange(11), scale_targets=True)
     assert (scaler.x_std[0], scaler.y_std[0]) == (1.0, 1.0)
     assert (scaler.standardise_x(x)[:, 0] == 0).all()
     assert (scaler.standardise_y(np.full((11, 1), value)) == 0).all()
@@ -309,6 +309,36 @@ def test_a_missing_class_is_named(tmp_path: Path) -> None:
     """A label that is not there is no class of its own."""
     path = table(tmp_path, "parquet", a=[1.0, 2.0, 3.0], t=pa.array(["x", "y", None]).dictionary_encode())
     with pytest.raises(DataError, match="column 't' has no value in row 3"):
+        table_dataset(path, ["t"])
+
+
+def test_a_column_that_names_each_row_is_refused(tmp_path: Path) -> None:
+    """One line, before a square of 40,000 classes is asked for; 100 classes of a row each are let through."""
+    names = [f"n{i}" for i in range(40_000)]
+    path = table(tmp_path, "csv", a=np.arange(40_000), t=names)
+    with pytest.raises(DataError) as raised:
+        table_dataset(path, ["t"])
+    assert str(raised.value) == f"{path}: target 't' has too many classes: 40000 in 40000 rows"
+    assert "--target" in str(raised.value.hint)
+    few = table_dataset(table(tmp_path, "csv", a=np.arange(100), t=names[:100]), ["t"])
+    assert (few.y == np.eye(100)[np.argsort(np.argsort(names[:100]))]).all()
+
+
+def test_one_hot_targets_that_memory_should_not_hold_are_refused(tmp_path: Path) -> None:
+    """5,000 classes of 100 rows each would be 20 GB."""
+    path = table(tmp_path, "parquet", a=np.zeros(500_000), t=np.char.mod("n%d", np.arange(500_000) % 5000))
+    with pytest.raises(DataError) as raised:
+        table_dataset(path, ["t"])
+    said = f"{path}: target 't' has too many classes: 5000 in 500000 rows take 20.0 GB"
+    assert str(raised.value) == said
+    assert raised.value.hint
+
+
+def test_a_ragged_row_is_named_by_its_place_among_the_rows(tmp_path: Path) -> None:
+    """As in every other complaint the header does not count."""
+    path = tmp_path / "made.csv"
+    path.write_text("a,t\n1,2\n3,4\n5,6,7\n")
+    with pytest.raises(DataError, match=r"row 3: Expected 2 columns, got 3: 5,6,7$"):
         table_dataset(path, ["t"])
 
 

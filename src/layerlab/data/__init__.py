@@ -12,6 +12,8 @@ from layerlab.errors import DataError, did_you_mean, one_line
 from layerlab.spec import BUNDLED, RANDOM, TABLE_SUFFIXES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from layerlab.data.dataset import Dataset, Prepared
     from layerlab.spec import ExperimentSpec
 
@@ -40,8 +42,12 @@ def check_table(name: str) -> Path:
     return path
 
 
-def load_dataset(spec: ExperimentSpec) -> Dataset:
+def load_dataset(spec: ExperimentSpec, told: Callable[[str], None] = lambda _: None) -> Dataset:
     """Reads or draws the data of an experiment, in float64.
+
+    Args:
+        spec: The experiment.
+        told: Told how far it is, where it takes long.
 
     Raises:
         DataError: The data cannot be read, or cannot be learned from.
@@ -54,17 +60,25 @@ def load_dataset(spec: ExperimentSpec) -> Dataset:
         from layerlab.data.bundled import bundled_dataset
 
         return bundled_dataset(spec.data.name)
+    from layerlab.data.large import is_large, large_table_dataset
     from layerlab.data.table import table_dataset
 
-    return table_dataset(check_table(spec.data.name), spec.data.target)
+    path = check_table(spec.data.name)
+    if is_large(path):
+        return large_table_dataset(path, spec.data.target, told)
+    return table_dataset(path, spec.data.target)
 
 
-def load_prepared(spec: ExperimentSpec) -> Prepared:
+def load_prepared(spec: ExperimentSpec, told: Callable[[str], None] = lambda _: None) -> Prepared:
     """The data of an experiment, split and with its standardisation.
+
+    Args:
+        spec: The experiment.
+        told: Told how far it is, where it takes long.
 
     Raises:
         DataError: As `load_dataset`; or there are too few rows to keep some for validation.
     """
     from layerlab.data.dataset import prepare
 
-    return prepare(load_dataset(spec), val_fraction=spec.val_fraction, seed=spec.train.seed)
+    return prepare(load_dataset(spec, told), val_fraction=spec.val_fraction, seed=spec.train.seed)

@@ -1,4 +1,4 @@
-"""A data set in memory, its split into training and validation rows, and its standardisation."""
+"""A data set, in memory or mapped from a file; its split for validation; its standardisation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from layerlab.data.mapped import ArrayWriter, chunks, is_mapped
 from layerlab.errors import DataError
 from layerlab.seeding import generator
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from layerlab.tier import Array
 
     Rows = npt.NDArray[np.intp]
+
+# So many rows of a mapped data set stand for all of them where predictions are compared.
+SAMPLE_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ class Dataset:
         """What errors call it: the path of a file, or the name."""
         return self.name if self.source in {"generated", "scikit-learn"} else self.source
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the rows live in a file: there are more of them than memory should hold."""
+        return is_mapped(self.x)
+
+    def sample(self) -> Array:
+        """Raw inputs to compare predictions on: all rows, or of a mapped data set some from all over it."""
+        if not self.is_mapped:
+            return self.x
+        return np.array(self.x[np.linspace(0, len(self.x) - 1, SAMPLE_ROWS).astype(np.intp)])
+
     @cached_property
     def digest(self) -> str:
         """The start of the SHA-256 of the numbers: two data sets with one digest are the same."""
@@ -81,10 +96,13 @@ class Scaler:
     y_std: Array
 
     @classmethod
-    def fit(cls, x: Array, y: Array, *, scale_targets: bool) -> Scaler:
-        """Takes the statistics of training rows."""
-        y_mean, y_std = _statistics(y) if scale_targets else (np.zeros(y.shape[1]), np.ones(y.shape[1]))
-        return cls(*_statistics(x), y_mean, y_std)
+    def fit(cls, x: Array, y: Array, rows: Rows, *, scale_targets: bool) -> Scaler:
+        """Takes the statistics of some rows."""
+        if scale_targets:
+            y_mean, y_std = _statistics(y, rows)
+        else:
+            y_mean, y_std = np.zeros(y.shape[1]), np.ones(y.shape[1])
+        return cls(*_statistics(x, rows), y_mean, y_std)
 
     def standardise_x(self, x: Array) -> Array:
         """Raw inputs in units of training; shape (N, n_in)."""
@@ -99,12 +117,32 @@ class Scaler:
         return y * self.y_std + self.y_mean
 
 
-def _statistics(values: Array) -> tuple[Array, Array]:
-    mean, std = values.mean(axis=0), values.std(axis=0)
+def _statistics(values: Array, rows: Rows) -> tuple[Array, Array]:
+    """Means and standard deviations of some rows, a part of them at a time.
+
+    Two parts are put together as in Chan, Golub and LeVeque, "Algorithms for computing the sample variance",
+    The American Statistician 37 (1983).
+    """
+    width = values.shape[1]
+    count, mean, squares = 0, np.zeros(width), np.zeros(width)
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    for chosen in chunks(rows, width):
+        part = values[chosen]
+        n, part_mean = len(part), part.mean(axis=0)
+        part_squares = np.square(part - part_mean).sum(axis=0)
+        off, total = part_mean - mean, count + n
+        if count == 0:
+            mean, squares = part_mean, part_squares
+        else:
+            mean = mean + off * (n / total)
+            squares = squares + part_squares + np.square(off) * (count * n / total)
+        count = total
+        low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+    std = np.sqrt(squares / count)
     # The computed deviation of a constant column is its rounding error, not always 0.
-    constant = np.ptp(values, axis=0) == 0
+    constant = low == high
     std[constant] = 1.0
-    mean[constant] = values[0, constant]
+    mean[constant] = low[constant]
     return mean, std
 
 
@@ -124,11 +162,33 @@ class Prepared:
     val: Rows
     scaler: Scaler | None
 
-    def arrays(self, rows: Rows) -> tuple[Array, Array]:
-        """Inputs (n, n_in) and targets (n, n_out) of some rows, in units of training, float64."""
-        x, y = self.dataset.x[rows], self.dataset.y[rows]
-        if self.scaler is not None:
-            x, y = self.scaler.standardise_x(x), self.scaler.standardise_y(y)
+    def arrays(
+        self, rows: Rows, x_dtype: npt.DTypeLike = np.float64, y_dtype: npt.DTypeLike = np.float64
+    ) -> tuple[Array, Array]:
+        """Inputs (n, n_in) and targets (n, n_out) of some rows, in units of training.
+
+        Those of a mapped data set are mapped too, laid out in the types that are asked for, so that nobody
+        has to convert them; others are float64.
+
+        Raises:
+            DataError: There is no room to lay them out.
+        """
+        data, scaler = self.dataset, self.scaler
+
+        def identity(part: Array) -> Array:
+            return part
+
+        scale_x, scale_y = (scaler.standardise_x, scaler.standardise_y) if scaler else (identity, identity)
+        if not data.is_mapped:
+            return scale_x(data.x[rows]), scale_y(data.y[rows])
+        laid_out = []
+        for values, scale, dtype in ((data.x, scale_x, x_dtype), (data.y, scale_y, y_dtype)):
+            width = values.shape[1]
+            with ArrayWriter(data.label, width, dtype, least_rows=len(rows)) as out:
+                for chosen in chunks(rows, width):
+                    out.append(scale(values[chosen]))
+                laid_out.append(out.mapped())
+        x, y = laid_out
         return x, y
 
 
@@ -153,7 +213,7 @@ def prepare(dataset: Dataset, *, val_fraction: float, seed: int) -> Prepared:
     scaler = None
     if dataset.standardise:
         scale_targets = dataset.classes is None
-        scaler = Scaler.fit(dataset.x[train], dataset.y[train], scale_targets=scale_targets)
+        scaler = Scaler.fit(dataset.x, dataset.y, train, scale_targets=scale_targets)
     return Prepared(dataset, train, val, scaler)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerlab.data.dataset import Dataset
+from layerlab.data.room import check_memory
 from layerlab.errors import DataError
 from layerlab.seeding import generator
 from layerlab.spec import DEFAULT_SIZES
@@ -23,13 +24,13 @@ def random_dataset(spec: DataSpec, seed: int) -> Dataset:
         DataError: That is more than memory holds.
     """
     n, d_in, d_out = (getattr(spec, key) or size for key, size in DEFAULT_SIZES.items())
+    what = f"data.n {n}, data.d_in {d_in} and data.d_out {d_out}"
+    check_memory(what, n * (d_in + d_out))
     rng = generator(seed, "data")
     try:
         x, y = rng.standard_normal((n, d_in)), rng.standard_normal((n, d_out))
     except (ValueError, MemoryError):
-        raise DataError(
-            f"data.n {n}, data.d_in {d_in} and data.d_out {d_out} are more than this machine's memory holds"
-        ) from None
+        raise DataError(f"{what} are more than this machine's memory holds") from None
     return Dataset(
         name="random",
         source="generated",
