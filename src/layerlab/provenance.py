@@ -8,13 +8,14 @@ import os
 import subprocess
 from typing import TYPE_CHECKING
 
-from mlflow import entities
+from layerlab.liveness import this_process
+from layerlab.tracking.info import DatasetInfo
 
 if TYPE_CHECKING:
     from layerlab.data.dataset import Dataset
 
 
-def describe_dataset(dataset: Dataset, target: tuple[str, ...]) -> entities.Dataset:
+def describe_dataset(dataset: Dataset, target: tuple[str, ...]) -> DatasetInfo:
     """A data set in MLflow's terms.
 
     Args:
@@ -30,7 +31,7 @@ def describe_dataset(dataset: Dataset, target: tuple[str, ...]) -> entities.Data
     n_out = dataset.y.shape[1]
     local = dataset.source not in {"generated", "scikit-learn"}
     made = f"{dataset.source}: {dataset.name}"
-    return entities.Dataset(
+    return DatasetInfo(
         name=dataset.name[:500],
         digest=dataset.digest,
         source_type="local" if local else "code",
@@ -43,8 +44,9 @@ def describe_dataset(dataset: Dataset, target: tuple[str, ...]) -> entities.Data
 
 
 def source_tags(command: str) -> dict[str, str]:
-    """MLflow's own tags for who ran what: user, command, and the git commit of this folder if it has one."""
+    """Tags for who ran what: user, command, process, and the git commit of this folder if it has one."""
     tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    tags |= {f"layerlab.{name}": str(value) for name, value in this_process().items()}
     try:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from layerlab.errors import DataError, Interrupted
 from layerlab.provenance import source_tags
-from layerlab.tracking import RunInfo
+from layerlab.tracking import DatasetInfo, RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from layerlab.tracking import RunRecord, Store
+    from layerlab.tracking import Record, Recorder
 
 
 class Kept(Protocol):
@@ -33,22 +33,22 @@ class Kept(Protocol):
 
 
 def recorded(
-    store: Store,
+    recorder: Recorder,
     report: Kept,
-    work: Callable[[RunRecord], None],
+    work: Callable[[Record], None],
     *,
     kind: str,
     name: str,
     experiment: str,
     params: Mapping[str, str],
     tags: Mapping[str, str],
-    dataset: Any = None,
+    dataset: DatasetInfo | None = None,
     spec_yaml: str | None = None,
 ) -> None:
     """Does the work within an MLflow run, which ends with a true status whatever happens.
 
     Args:
-        store: Where the run is kept.
+        recorder: Where the run is kept: an open store.
         report: What is filled in by the work; kept as ``KIND.json``.
         work: What is to be done.
         kind: What it is: "comparison", "bench".
@@ -56,7 +56,7 @@ def recorded(
         experiment: Its experiment.
         params: Its parameters.
         tags: Its tags.
-        dataset: The data set, as MLflow describes it.
+        dataset: The data set.
         spec_yaml: The resolved spec.
 
     Raises:
@@ -70,8 +70,8 @@ def recorded(
         **{f"version.{package}": version(package) for package in ("layerlab", "torch", "numpy", "mlflow")},
     }
     info = RunInfo(experiment, name, params, about, spec_yaml, dataset)
-    record = store.start_run(info)
-    report.run_id, report.experiment, report.tracking_uri = record.run_id, experiment, store.shown_uri
+    record = recorder.start_run(info)
+    report.run_id, report.experiment, report.tracking_uri = record.started(), experiment, recorder.shown_uri
     try:
         work(record)
         record.log_text(report.as_json(), f"{kind}.json")
@@ -79,9 +79,9 @@ def recorded(
             record.log_file(Path(report.picture))
     except BaseException as error:
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-        record.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
+        record.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}").unsent()
         raise
-    unsent = record.finish("FINISHED")
+    unsent = record.finish("FINISHED").unsent()
     report.unsent = None if unsent is None else asdict(unsent)
 
 

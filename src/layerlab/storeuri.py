@@ -1,17 +1,66 @@
-"""Which tracking store is meant, and what of its URI may be shown."""
+"""Which tracking store is meant, and what of its URI, and of its errors, may be shown."""
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from layerlab.errors import TrackingError, one_line
+
 DEFAULT_URI = "sqlite:///mlflow.db"
+# A server that takes no connection in so many seconds is not there.
+SECONDS_TO_CONNECT = 4.0
 
 
 def resolve_uri(given: str | None) -> str:
     """The store to use: what was given, ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder."""
     return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def with_credentials(shown: str, given: str | None) -> str:
+    """The URI of a store that is known without its credentials, which only the user has."""
+    asked = resolve_uri(given)
+    return asked if given or without_credentials(asked) == shown else shown
+
+
+def is_own(shown: str) -> bool:
+    """Whether a store may be called unasked: the one that is used here anyway, or one on this machine.
+
+    Args:
+        shown: Its URI, without credentials.
+    """
+    if shown == without_credentials(resolve_uri(None)):
+        return True
+    path = sqlite_path(shown)
+    if path is not None:
+        return Path(path).resolve().is_relative_to(Path.cwd().resolve())
+    return urlsplit(shown).hostname in {"127.0.0.1", "::1", "localhost"}
+
+
+def refuse_unreachable(uri: str) -> None:
+    """Refuses a server that takes no connection, before anybody waits for it.
+
+    Raises:
+        TrackingError: As said.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return
+    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+        return  # whether the server is there only the proxy can say
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname, port), timeout=SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrackingError(
+            f"tracking store {without_credentials(uri)} cannot be opened: {reason}",
+            hint="is the server running? start it with: mlflow server --host 127.0.0.1, "
+            "or record without it: layerlab run --offline",
+        ) from None
 
 
 def without_credentials(uri: str) -> str:
@@ -21,6 +70,38 @@ def without_credentials(uri: str) -> str:
         return uri.partition("?")[0]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def without_secrets(error: BaseException, uri: str = "") -> str:
+    """What an error says, in one line and without the credentials that a URI in it may have.
+
+    Args:
+        error: The error.
+        uri: The store's own URI, whose parts may stand in it in whatever way.
+    """
+    text = one_line(str(error))
+    if uri:
+        text = text.replace(uri, without_credentials(uri))
+        query = uri.partition("?")[2]
+        for secret in (urlsplit(uri).password, query):
+            if secret:
+                text = text.replace(secret, "***")
+    return re.sub(r"://[^/\s]+@", "://", text)[:300]
+
+
+def refuse_unclear(uri: str) -> None:
+    """Refuses a URI of which parts of the password would be taken for the host.
+
+    Raises:
+        TrackingError: As said, without the URI.
+    """
+    scheme, colon, rest = uri.partition("://")
+    after_host = re.split(r"[/?#]", rest, maxsplit=1)[1:]
+    if colon and scheme in {"http", "https"} and after_host and "@" in after_host[0]:
+        raise TrackingError(
+            f"the tracking URI ({scheme}://...) has an '@' after what should be its host",
+            hint="write '/', '?' and '#' of a password as %2F, %3F and %23",
+        )
 
 
 def absolute(uri: str) -> str:

@@ -1,0 +1,90 @@
+"""What layerlab keeps in a working folder beside stores, checkpoints and models: ``.layerlab``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from layerlab.errors import DataError
+
+HOME = Path(".layerlab")
+RUNS = HOME / "runs"
+JOURNAL, NOTE = ".jsonl", ".killed"
+# What a run may be: a training, or one of these.
+KINDS = ("", "comparison", "bench")
+_LAST = HOME / "last.json"
+
+
+def is_run_id(text: Any) -> bool:
+    """Whether something is the id of a run, and nothing that leads out of a folder."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-f]{32}", text) is not None
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file, but never through a link, which somebody else may have left there.
+
+    Raises:
+        OSError: It cannot be written, or is a link.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(path, flags, 0o644)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def something_there() -> bool:
+    """Whether this folder has a journal, or a note of a run that was killed."""
+    with suppress(OSError):
+        return any(path.suffix in {JOURNAL, NOTE} for path in RUNS.iterdir())
+    return False
+
+
+def remember(run_id: str, tracking_uri: str) -> None:
+    """Notes in the folder which run began last, and where it is recorded."""
+    with suppress(OSError):
+        _LAST.parent.mkdir(exist_ok=True)
+        write(_LAST, json.dumps({"run_id": run_id, "tracking_uri": tracking_uri}) + "\n")
+
+
+def remembered() -> tuple[str, str] | None:
+    """The run that began last in this folder, and its store; None: there was none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        last = json.loads(_LAST.read_text())
+        if is_run_id(last["run_id"]):
+            return last["run_id"], str(last["tracking_uri"])
+    return None
+
+
+def leave_note(run_id: str, kind: str) -> None:
+    """Notes that a run was killed, for whoever comes next; `notes` takes it."""
+    with suppress(OSError):
+        write(RUNS / f"{run_id}{NOTE}", kind)
+
+
+def notes() -> dict[str, str]:
+    """The runs that were killed since this was asked last, and the kind of each."""
+    found = {}
+    with suppress(OSError):
+        for path in sorted(RUNS.glob(f"*{NOTE}")):
+            kind = "" if path.is_symlink() else path.read_text(errors="replace")
+            path.unlink()
+            if is_run_id(path.stem) and kind in KINDS:
+                found[path.stem] = kind
+    return found
+
+
+def refuse_unwritable() -> None:
+    """Refuses a folder in which no journal could be written.
+
+    Raises:
+        DataError: As said.
+    """
+    existing = next(path for path in (RUNS, HOME, Path()) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise DataError(f"{existing.absolute()}: cannot be written", hint="run in a folder of your own")

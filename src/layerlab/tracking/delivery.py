@@ -1,0 +1,326 @@
+"""From the journal of a run to its store: in order, as often as it takes, each point once.
+
+A thread looks into the journal once a second and sends what is new. A store that fails is asked again, ever
+more seldom, and at the end once more; what it refuses for good, such as a point of a run that somebody
+deleted, is passed over and told. Nothing waits in memory: what is not sent is in the journal.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Nothing leaves the machine but to the store that the user names; said before mlflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow.entities import LoggedModelOutput, Metric, RunTag
+from mlflow.exceptions import MlflowException
+
+from layerlab import journal
+from layerlab.errors import JournalError, one_line
+from layerlab.journal import Journal, Progress, Unsent
+from layerlab.steps import Steps
+from layerlab.storeuri import without_secrets
+from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlflow import MlflowClient
+
+    from layerlab.journal import Entry, Point
+
+LONGEST_TAG = 5000  # MLflow's limit
+POINTS_A_CALL = 1000  # MLflow's limit
+# Each call costs the store some milliseconds, however few points it brings: they go out once in so long.
+SECONDS_BETWEEN_CALLS = 1.0
+# A store that fails is asked again after so long, twice as long each time, and at last once in so long.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+# What MLflow does not take in the name of a metric.
+_NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
+
+
+@dataclass(frozen=True)
+class Late:
+    """What a store has of a run whose journal was left behind.
+
+    Attributes:
+        recorded: The steps of every metric.
+        superseded: Whether somebody else went on with the run.
+    """
+
+    recorded: Mapping[str, Steps] = field(default_factory=dict)
+    superseded: bool = False
+
+
+class Delivery:
+    """Sends a run's journal, from where the last delivery of it came to.
+
+    Args:
+        client: MLflow's client of its store.
+        run_id: The MLflow run.
+        experiment_id: Its experiment.
+        held: Its journal, held by this process.
+        late: What the store has of the run where its journal was left behind: steps that are recorded since
+            are not sent again, and where somebody else went on with the run, only points are sent.
+        uri: Of the store, for what must not be said.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        experiment_id: str,
+        held: Journal,
+        late: Late | None = None,
+        uri: str = "",
+    ) -> None:
+        self.run_id = run_id
+        self._client, self._experiment_id, self._journal = client, experiment_id, held
+        self._late, self._uri = late or Late(), uri
+        # This process may be in another folder by the time that all is sent.
+        self._folder = Path.cwd()
+        self._bulk = bulk_writer(client)
+        self._progress = Progress(held.path)
+        self._sent, _ = self._progress.read()
+        # Where the first entry is that was refused; all before it is in the store.
+        self._refused: int | None = None
+        self.reason: str | None = None
+        self._pause, self._not_before = FIRST_PAUSE, 0.0
+        # The last entry, where the disk does not take it.
+        self._last: Entry | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="layerlab-delivery", daemon=True)
+        self._thread.start()
+
+    def end(self, status: str, reason: str | None) -> Unsent | None:
+        """Sends what the journal has by now, and lets go of it: of a whole one nothing is left.
+
+        Args:
+            status: How the run ended, if the journal does not say it.
+            reason: Why.
+
+        Returns:
+            What the store did not take, or None.
+        """
+        last = journal.finish(status, reason)
+        try:
+            self._journal.mend()
+            if not journal.finished(self._journal.path):
+                self._journal.append(last)
+        except (JournalError, FileNotFoundError):  # the disk is full, or somebody removed the file: what is
+            self._last = last  # left to do is to tell the store
+        self._ending.set()
+        self._thread.join()
+        return None if self.reason is None else self._unsent(self.reason)
+
+    @property
+    def path(self) -> Path:
+        """The journal."""
+        return self._journal.path
+
+    def _why(self, error: BaseException) -> str:
+        return f"{type(error).__name__}: {without_secrets(error, self._uri)}"
+
+    def _unsent(self, reason: str) -> Unsent:
+        sent = self._sent if self._refused is None else self._refused
+        try:
+            return Unsent(journal.count_points(self._journal.path, sent), str(self._journal.shown), reason)
+        except (JournalError, FileNotFoundError):
+            return Unsent(0, "", reason)
+
+    def _run(self) -> None:
+        while not self._ending.wait(SECONDS_BETWEEN_CALLS):
+            if time.monotonic() >= self._not_before:
+                self._deliver()
+        self._deliver()
+        if self._last is not None and not self._late.superseded:
+            try:
+                self._apply(self._last)
+            except Exception as error:  # noqa: BLE001 -- as below
+                self.reason = self.reason or self._why(error)
+        if self.reason is None:
+            self._journal.discard()
+        else:
+            self._journal.close()
+
+    def _deliver(self) -> None:
+        """Sends all that is there, until it is done or the store fails."""
+        try:
+            for end, entry, points in _parcels(self._journal.path, self._sent, self._most):
+                self._offer(entry, points)
+                self._sent = end
+                self._progress.write(end if self._refused is None else self._refused, self.run_id)
+        except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
+            self.reason = self._why(error)
+            self._not_before = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        else:
+            self._pause, self._not_before = FIRST_PAUSE, 0.0
+            if self._refused is None:
+                self.reason = None
+
+    @property
+    def _most(self) -> int:
+        return POINTS_AT_ONCE if self._bulk else POINTS_A_CALL
+
+    def _offer(self, entry: Entry, points: list[Point]) -> None:
+        try:
+            new = [point for point in points if point[3] not in self._late.recorded.get(point[0], Steps())]
+            for start in range(0, len(new), self._most):
+                self._send(new[start : start + self._most])
+            if not points and not self._late.superseded:
+                self._apply(entry)
+        except MlflowException as error:
+            if not _for_good(error):
+                raise
+            self.reason = self.reason or self._why(error)
+            self._refused = self._sent if self._refused is None else self._refused
+
+    def _send(self, points: list[Point]) -> None:
+        # The last point of each metric goes MLflow's own way, which looks whether the run may be written to
+        # and keeps what a list of runs shows; the bulk goes beside it.
+        if self._bulk is not None:
+            # in MLflow's order: by step, then by time
+            last = {point[0]: point for point in sorted(points, key=lambda point: (point[3], point[2]))}
+            if len(last) < len(points):
+                self._send_by_mlflow(list(last.values()))
+                self._bulk.write(self.run_id, points)
+                return
+        self._send_by_mlflow(points)
+
+    def _send_by_mlflow(self, points: list[Point]) -> None:
+        # MLflow drops a point that it has: one that was taken although its answer was lost is not doubled.
+        for start in range(0, len(points), POINTS_A_CALL):
+            part = points[start : start + POINTS_A_CALL]
+            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in part])
+
+    def _apply(self, entry: Entry) -> None:
+        """Does what an entry without points says; doing it twice is doing it once."""
+        if "tags" in entry:
+            self._tag(entry["tags"])
+        elif "text" in entry:
+            self._client.log_text(self.run_id, entry["text"], entry["name"])
+        elif "file" in entry:
+            self._client.log_artifact(self.run_id, str(self._own(entry["file"])))
+        elif "model" in entry:
+            self._log_model(base64.b64decode(entry["model"]), entry["name"], entry["step"])
+        elif "running" in entry:
+            set_running(self._client, self.run_id)
+        elif "finish" in entry:
+            if entry["reason"] is not None:
+                self._tag({"layerlab.reason": entry["reason"]})
+            self._client.set_terminated(self.run_id, status=entry["finish"], end_time=entry["time"])
+
+    def _own(self, name: str) -> Path:
+        """A file of the working folder: a journal that somebody else wrote gets no other."""
+        path = (self._folder / name).resolve()
+        if not path.is_relative_to(self._folder.resolve()):
+            raise JournalError(f"{name}: is not in this folder, and is not sent")
+        return path
+
+    def _tag(self, tags: dict[str, str]) -> None:
+        found = [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
+        self._client.log_batch(self.run_id, tags=found)
+
+    def _log_model(self, model: bytes, name: str, step: int) -> None:
+        """Keeps an ONNX model, given as a file's bytes, with its signature, linked to the run.
+
+        `mlflow.onnx.log_model` would do, but it works on a run that is active in the whole process, and reads
+        back every metric of the run.
+        """
+        import onnx
+        from mlflow.models import Model
+        from mlflow.onnx import save_model
+
+        outputs = self._client.get_run(self.run_id).outputs
+        if outputs is not None and any(output.step == step for output in outputs.model_outputs):
+            return  # it came there before, and the answer was lost
+        with tempfile.TemporaryDirectory() as folder:
+            proto = onnx.load_model_from_string(model)
+            logged = self._client.create_logged_model(
+                self._experiment_id, name=name, source_run_id=self.run_id, model_type="DoubleLayerNet"
+            )
+            try:
+                path = Path(folder) / "model"
+                save_model(
+                    proto,
+                    str(path),
+                    mlflow_model=Model(
+                        artifact_path=logged.artifact_location,
+                        model_uuid=logged.model_id,
+                        model_id=logged.model_id,
+                        run_id=self.run_id,
+                    ),
+                    signature=_signature(proto),
+                    pip_requirements=_requirements("mlflow", "onnx", "onnxruntime", "numpy"),
+                    onnx_execution_providers=["CPUExecutionProvider"],
+                    save_as_external_data=False,
+                )
+                self._client.log_model_artifacts(logged.model_id, str(path))
+                self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=step)])
+                self._client.finalize_logged_model(logged.model_id, "READY")
+            except BaseException:
+                self._client.finalize_logged_model(logged.model_id, "FAILED")
+                raise
+
+
+def _parcels(path: Path, offset: int, most: int) -> Iterator[tuple[int, Entry, list[Point]]]:
+    """The entries of a journal, with those that have points put together up to what one call takes."""
+    points: list[Point] = []
+    end = offset
+    for after, entry in journal.entries(path, offset):
+        more = [
+            (_NOT_IN_A_METRIC.sub("-", key), value, timestamp, step)
+            for key, value, timestamp, step in journal.points(entry)
+        ]
+        if points and (not more or len(points) + len(more) > most):
+            yield end, {}, points
+            points = []
+        end = after
+        if more:
+            points += more
+        elif "header" not in entry and "series" not in entry and "metrics" not in entry:
+            yield end, entry, []
+    if points:
+        yield end, {}, points
+
+
+def set_running(client: MlflowClient, run_id: str) -> None:
+    """Makes a run RUNNING again: that it ended, and why, is no longer true of it."""
+    client.update_run(run_id, status="RUNNING")
+    if "layerlab.reason" in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, "layerlab.reason")
+
+
+def _for_good(error: MlflowException) -> bool:
+    """Whether asking again would be answered in the same way."""
+    code = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # MLflow's is untyped
+    return 400 <= code < 500 and code not in {408, 429}
+
+
+def _signature(model: Any) -> Any:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+    from onnx import helper
+
+    def schema(value: Any) -> Schema:
+        tensor = value.type.tensor_type
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return Schema([TensorSpec(dtype, (-1, tensor.shape.dim[1].dim_value), value.name)])
+
+    return ModelSignature(inputs=schema(model.graph.input[0]), outputs=schema(model.graph.output[0]))
+
+
+def _requirements(*names: str) -> list[str]:
+    from importlib.metadata import version
+
+    return [f"{name}=={version(name)}" for name in names]

@@ -1,0 +1,95 @@
+"""What comes before a store is open: old stores, other processes, servers that do not answer."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from layerlab.errors import JournalError, TrackingError
+from layerlab.journal import Journal, finished, header
+from layerlab.liveness import is_alive
+from layerlab.storeuri import sqlite_path, without_credentials
+
+# A server that takes longer for an answer is taken to be gone: when it is first asked, and later.
+SECONDS_TO_ANSWER_FIRST, SECONDS_TO_ANSWER = 6, 20
+# What another process may take to send the rest of a run whose trainer was killed.
+SECONDS_TO_END = 60.0
+
+
+def refuse_old_file_store() -> None:
+    """Refuses a folder in which ``mlflow ui`` would not start.
+
+    Raises:
+        TrackingError: There is an old file store.
+    """
+    old = [p for p in Path("mlruns").glob("*/meta.yaml") if p.parent.name.isdigit()]
+    if old:
+        raise TrackingError(
+            f"{old[0]} belongs to an MLflow file store, which 'mlflow ui' no longer opens beside mlflow.db",
+            hint="mlflow migrate-filestore moves it, or use another folder or --tracking-uri",
+        )
+
+
+@contextmanager
+def soon() -> Iterator[None]:
+    """Within this context a server has to answer soon, unless the user says how long it may take."""
+    limits = {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(SECONDS_TO_ANSWER_FIRST),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }
+    own = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del os.environ[name]
+
+
+@contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Within this context nobody else opens a SQLite database: two that create it at once would break it."""
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise TrackingError(
+            f"tracking store {without_credentials(uri)}: there is no folder {Path(path).parent}"
+        )
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def alone(path: Path) -> Journal | None:
+    """A journal, held by this process alone; None: it was sent in the meantime.
+
+    The recording process of a trainer that was killed may still be sending: it is waited for.
+
+    Raises:
+        TrackingError: The run goes on.
+    """
+    deadline = time.monotonic() + SECONDS_TO_END
+    while True:
+        try:
+            return Journal(path, alone=True)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            with suppress(JournalError, FileNotFoundError):
+                known = header(path)
+                started = known.info["tags"].get("layerlab.started", "")
+                if not finished(path) and is_alive(known.host, known.pid, started):
+                    raise TrackingError(
+                        f"run {path.stem} is still running, as process {known.pid} on {known.host}"
+                    ) from None
+                if time.monotonic() > deadline:
+                    raise TrackingError(
+                        f"run {path.stem} is still being sent to its store", hint="try again later"
+                    ) from None
+        time.sleep(0.05)

@@ -1,0 +1,221 @@
+"""The recording process: what it writes is what MLflow would write, and who dies first does not matter."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import layerlab
+from helpers import TINY
+from layerlab import journal
+from layerlab.report import Observer
+from layerlab.tracking import Recorder, RunInfo, delivery
+from layerlab.tracking.bulk import POINTS_AT_ONCE
+from layerlab.tracking.delivery import POINTS_A_CALL
+from layerlab.tracking.store import Store
+
+INFO = RunInfo("bulk", "a run", {}, {})
+ODD = [1.5, math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, 5e-324]
+
+
+def history(client: Any, run_id: str, key: str) -> list[tuple[int, int, float]]:
+    return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, key))
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal, where NaN is equal to NaN."""
+    return bool(np.array_equal(np.array(a, float), np.array(b, float), equal_nan=True))
+
+
+def test_points_written_at_once_are_those_that_mlflow_writes(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, steps, times, duplicates, NaN, infinities, the latest value: equal, as MLflow reads them."""
+    store = Store()
+    found = {}
+    points = [("odd", value, 1_700_000_000_000 + step, step) for step, value in enumerate(ODD)]
+    points += [("loss", 1 / (step + 1), 1_700_000_000_000 + step, step) for step in range(2500)]
+    points += points[:20]  # sent again, as after an answer that was lost
+    for way in ("bulk", "one by one"):
+        if way == "one by one":
+            monkeypatch.setattr(delivery, "bulk_writer", lambda _: None)
+        kept = store.start_run(INFO)
+        assert (kept._bulk is None) == (way == "one by one")
+        with journal.Journal(journal.path_of(kept.run_id)) as written:
+            for key, value, timestamp, step in points:
+                written.append({"metrics": {key: value}, "step": step, "time": timestamp})
+        assert kept.end("FINISHED", None) is None
+        assert journal.journals() == [], "what is in the store is nowhere else"
+        latest = client.get_run(kept.run_id).data.metrics
+        found[way] = [history(client, kept.run_id, key) for key in ("odd", "loss")], latest
+    (bulk, bulk_latest), (ordinary, ordinary_latest) = found["bulk"], found["one by one"]
+    assert [len(series) for series in bulk] == [len(ODD), 2500]
+    assert all(same(a, b) for a, b in zip(bulk, ordinary, strict=True))
+    assert bulk_latest.keys() == ordinary_latest.keys()
+    assert same(list(bulk_latest.values()), list(ordinary_latest.values()))
+
+
+def test_points_go_out_by_a_thread_a_limited_number_at_a_time(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """25,000 losses: no call of MLflow's brings more than it takes, no statement more than its bound."""
+    store = Store()
+    for bulk in (True, False):
+        if not bulk:
+            monkeypatch.setattr(delivery, "bulk_writer", lambda _: None)
+        kept = store.start_run(INFO)
+        sizes: list[int] = []
+        send = kept._send
+
+        def watched(points: Any, send: Any = send, sizes: list[int] = sizes) -> None:
+            sizes.append(len(points))
+            send(points)
+
+        monkeypatch.setattr(kept, "_send", watched)
+        with journal.Journal(journal.path_of(kept.run_id)) as written:
+            for first in range(0, 25_000, 5_000):
+                written.append(journal.series("loss", first, np.arange(5_000.0) + first, 1e9 + first, 1e-4))
+        assert kept.end("FINISHED", None) is None
+        assert max(sizes) <= (POINTS_AT_ONCE if bulk else POINTS_A_CALL)
+        steps = [(step, value) for step, _, value in history(client, kept.run_id, "loss")]
+        assert steps == [(step, float(step)) for step in range(25_000)]
+
+
+def test_a_run_that_was_deleted_takes_no_points(folder: Path, client: Any) -> None:
+    """MLflow's own check comes before the bulk: what it refuses is kept, and named."""
+    kept = Store().start_run(INFO)
+    client.delete_run(kept.run_id)
+    with journal.Journal(journal.path_of(kept.run_id)) as written:
+        written.append(journal.series("loss", 0, np.ones(50), 1.0, 0.02))
+    unsent = kept.end("FINISHED", None)
+    assert unsent is not None
+    assert unsent.points == 50
+    assert "deleted" in unsent.reason
+    assert journal.count_points(Path(unsent.path)) == 50
+    client.restore_run(kept.run_id)
+    assert Store().deliver(Path(unsent.path)) is None, "once it may be written to, nothing is missing"
+    assert len(history(client, kept.run_id, "loss")) == 50
+    assert client.get_run(kept.run_id).info.status == "FINISHED"
+
+
+def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A training that would take days, in the middle of it."""
+    command = [
+        "run",
+        "-p",
+        "nn",
+        "--steps",
+        "1000000000",
+        "--n",
+        "4",
+        "--d-in",
+        "3",
+        "--d-out",
+        "2",
+        "--hidden",
+        "3",
+        "--json",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layerlab", *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "nn: 1000000000 steps\n"
+    return process
+
+
+def recorders(trainer: int) -> list[int]:
+    """The recording processes of a trainer."""
+    children = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
+    return [
+        int(child)
+        for child in children
+        if "layerlab.tracking.process" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+
+
+def until_recorded(client: Any, points: int) -> Any:
+    """The one run of the store, once it has so many losses."""
+    while True:
+        (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
+        if run.data.metrics and len(client.get_metric_history(run.info.run_id, "loss")) >= points:
+            return run
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
+def test_a_killed_trainer_leaves_a_run_that_says_so(folder: Path, client: Any) -> None:
+    """SIGKILL to the trainer's process group: the recording process delivers what it has, and closes."""
+    process = started(folder)
+    run = until_recorded(client, 8)
+    (recorder,) = recorders(process.pid)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # ends when the recorder has let go of stderr
+    run = client.get_run(run.info.run_id)
+    assert process.returncode == -signal.SIGKILL
+    assert (run.info.status, run.data.tags["layerlab.reason"]) == (
+        "KILLED",
+        "the process that trained was gone",
+    )
+    assert run.info.end_time is not None
+    steps = [step for step, _, _ in history(client, run.info.run_id, "loss")]
+    assert steps == list(range(len(steps)))
+    stat = Path(f"/proc/{recorder}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z", "it has ended"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
+def test_a_killed_recorder_does_not_stop_the_training(folder: Path, client: Any) -> None:
+    """The training ends by itself; what could not be recorded is kept and named, and it is not ok."""
+
+    class Killer(Observer):
+        def advanced(self, step: int, loss: float) -> None:
+            for recorder in recorders(os.getpid()):
+                os.kill(recorder, signal.SIGKILL)
+
+    report = layerlab.run(plugin="nn", **{**TINY, "steps": 3000}, observer=Killer())
+    (run,) = report.runs
+    assert (run.status, run.steps, run.error) == ("FINISHED", 3000, None)
+    assert Path(run.onnx["path"]).is_file()
+    assert not report.ok
+    assert "the recording process ended with code -9" in run.unsent["reason"]
+    assert 0 < run.unsent["points"] <= journal.count_points(Path(run.unsent["path"]))
+    assert layerlab.run(plugin="nn", **TINY, export=False).ok, "the next run has another process"
+    assert layerlab.sync().ok, "what it could not send is sent later"
+    assert [step for step, _, _ in history(client, run.run_id, "loss")] == list(range(3000))
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
+
+
+def test_the_next_run_of_an_interpreter_takes_the_same_process(folder: Path) -> None:
+    """Importing MLflow once is enough; another environment is another environment."""
+    with Recorder() as first:
+        process = first._process
+    with Recorder() as second, Recorder() as third:
+        assert second._process is process
+        assert third._process is not process
+
+
+def test_a_run_that_its_trainer_left_open_is_closed_when_it_begins_another(folder: Path, client: Any) -> None:
+    """Nothing of layerlab's does so; a program of somebody's own might."""
+    with Recorder() as recorder:
+        recorder.open(None, "bulk")
+        recorder.opened()
+        record = recorder.start_run(INFO)
+        left = record.started()
+    with Recorder() as recorder:
+        recorder.open(None, "bulk")
+        recorder.opened()
+    assert client.get_run(left).info.status == "KILLED"
