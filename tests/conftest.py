@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from typing import Any
 import pytest
 
 from helpers import Result, Site
+from servers import MlflowServer, PostgresServer, why_no_postgres
 
 # Before anything imports them.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -99,41 +96,34 @@ def server(tmp_path_factory: pytest.TempPathFactory, migrated_db: Path) -> Itera
     """A real ``mlflow server`` on loopback, with a store and artifacts of its own."""
     home = tmp_path_factory.mktemp("server")
     shutil.copy(migrated_db, home / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", "sqlite:///mlflow.db", "--workers", "1"),
-                *("--artifacts-destination", str(home / "artifacts")),
-            ],
-            cwd=home,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    mlflow_server = MlflowServer(home)
     try:
-        wait_for(uri, process, home / "log")
-        yield uri
+        mlflow_server.start()
+        yield mlflow_server.uri
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+        mlflow_server.end()
 
 
-def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"the MLflow server did not start:\n{log.read_text()[-2000:]}")
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same, with PostgreSQL behind it."""
+    if reason := why_no_postgres():
+        pytest.skip(reason)
+    database = PostgresServer()
+    database.start()
+    mlflow_server = MlflowServer(tmp_path_factory.mktemp("server"), backend=database.uri)
+    try:
+        mlflow_server.start()
+        yield mlflow_server.uri
+    finally:
+        mlflow_server.end()
+        database.end()
+
+
+@pytest.fixture(params=["server", "postgres_server"])
+def any_server(request: pytest.FixtureRequest) -> str:
+    """Each of the two."""
+    return str(request.getfixturevalue(request.param))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -142,3 +132,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     said = [value for report in reports for key, value in report.user_properties if key == "wrong tiers"]
     if said:
         terminalreporter.write_line(f"wrong tiers: caught {said.count('caught')} of {said.count('tried')}")
+    # noted when the test is torn down
+    reports += terminalreporter.stats.get("", [])
+    noted = [pair for report in reports for pair in getattr(report, "user_properties", [])]
+    tried = [int(value) for key, value in noted if key == "inputs tried"]
+    if tried:
+        terminalreporter.write_line(f"inputs tried: {sum(tried)} by {len(tried)} properties")
+    for value in dict.fromkeys(value for key, value in noted if key == "kills"):
+        terminalreporter.write_line(f"kills: {value}")

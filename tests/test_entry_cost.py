@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -145,3 +146,44 @@ def test_the_benchmark_of_entry_costs_runs(empty_folder: Path) -> None:
     rows = [line for line in done.stdout.splitlines() if line.startswith("layerlab ")]
     assert len(rows) >= 4
     assert all(float(line.split()[-1]) > 0 for line in rows)
+
+
+def test_lightning_comes_without_scipy_and_leaves_it_usable(empty_folder: Path) -> None:
+    """What torchmetrics imports only to repair it is not imported; who wants it gets the real one."""
+    code = """
+import json, sys
+import layerlab.training
+before = [name for name in sys.modules if name.partition(".")[0] == "scipy"]
+import scipy.signal
+from torchmetrics.functional.audio import permutation_invariant_training
+print(json.dumps([before, scipy.signal.convolve([1, 2], [3]).tolist(), bool(scipy.__version__)]))
+"""
+    result = run_python(code, cwd=empty_folder)
+    assert json.loads(result.stdout) == [[], [3, 6], True]
+
+
+def test_scipy_stays_where_it_was_imported_first(empty_folder: Path) -> None:
+    """A program that uses SciPy keeps its modules."""
+    code = "import sys, scipy.signal as s; import layerlab.training; print(sys.modules['scipy.signal'] is s)"
+    assert run_python(code, cwd=empty_folder).stdout == "True\n"
+
+
+def test_what_torchmetrics_imports_beside_finds_the_real_scipy(empty_folder: Path) -> None:
+    """librosa, where it is installed, is imported by torchmetrics too; nothing is left of the stand-in."""
+    Path("librosa-1.0.dist-info").mkdir()
+    Path("librosa-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: librosa\nVersion: 1.0\n")
+    Path("librosa.py").write_text("import scipy.sparse, scipy.signal\nfrom scipy.fft import fft\n")
+    code = """
+import json, sys
+import layerlab.training
+import librosa, scipy.signal, torchmetrics.functional.audio.nisqa as nisqa
+held = [m.__name__ for m in list(sys.modules.values()) if vars(m).get("scipy", scipy) is not scipy]
+real = scipy.signal.convolve([1, 2], [3]).tolist()
+print(json.dumps([nisqa.librosa is librosa, librosa.scipy is scipy, real, held]))
+"""
+    result = run_python(code, cwd=empty_folder, env={"PYTHONPATH": _path_with(empty_folder)})
+    assert json.loads(result.stdout or "null") == [True, True, [3, 6], []], result.stderr
+
+
+def _path_with(folder: Path) -> str:
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))

@@ -95,7 +95,7 @@ def test_standardisation_is_folded_in(tmp_path: Path, bias: bool) -> None:
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((50, 4)) * [1, 100, 0.01, 0] + [0, 5000, -0.1, 3]
     targets = rng.standard_normal((50, 2)) * [1e-3, 1e6] + [0, 1e7]
-    scaler = Scaler.fit(rows, targets, scale_targets=True)
+    scaler = Scaler.fit(rows, targets, np.arange(len(rows)), scale_targets=True)
     result = exported(tmp_path, params, rows, scaler)
     expected = scaler.restore_y(forward(params, scaler.standardise_x(rows)))
     np.testing.assert_allclose(
@@ -110,7 +110,7 @@ def test_small_outputs_are_held_to_their_own_size(tmp_path: Path) -> None:
     params, _, _ = problem(1, 4, 5, 2, bias=True, dtype=np.float32)
     rng = np.random.default_rng(1)
     rows, targets = rng.standard_normal((50, 4)), rng.standard_normal((50, 2)) * [1e-6, 1e6]
-    scaler = Scaler.fit(rows, targets, scale_targets=True)
+    scaler = Scaler.fit(rows, targets, np.arange(len(rows)), scale_targets=True)
 
     def off(x: Any) -> Any:
         return forward(params, x) + np.array([0.01, 0.0])
@@ -124,7 +124,7 @@ def test_a_column_that_float32_cannot_hold_is_named(tmp_path: Path) -> None:
     params, _, _ = problem(1, 2, 5, 1, bias=True)
     rng = np.random.default_rng(1)
     rows = np.column_stack([rng.standard_normal(50), 1.7e9 + rng.standard_normal(50) * 100])
-    scaler = Scaler.fit(rows, rng.standard_normal((50, 1)), scale_targets=True)
+    scaler = Scaler.fit(rows, rng.standard_normal((50, 1)), np.arange(50), scale_targets=True)
     with pytest.raises(ModelError, match="disagree") as raised:
         exported(tmp_path, params.map(lambda p: p.astype(np.float32)), rows, scaler)
     assert raised.value.hint.startswith("column 'f1' lies")

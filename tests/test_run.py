@@ -13,8 +13,10 @@ import pytest
 import layerlab
 from helpers import BUILTINS, TINY
 from layerlab.data.random import random_dataset
+from layerlab.errors import TierError
 from layerlab.reference import Adam, gradients, initial_params, sgd
 from layerlab.spec import DataSpec
+from layerlab.tiers.nn import NnTier
 
 if TYPE_CHECKING:
     from layerlab.data.dataset import Dataset
@@ -188,6 +190,22 @@ def test_one_failing_tier_does_not_stop_the_others(folder: Path, layerlab_cli, c
     step = int(failed["error"].rpartition(" ")[2])
     steps = [m.step for m in client.get_metric_history(failed["run_id"], "loss")]
     assert sorted(steps) == list(range(step)), "the losses up to the one that is not a number are kept"
+
+
+@pytest.mark.parametrize("hint", ["apt install what-is-missing", None])
+def test_a_tier_that_cannot_be_built_gives_its_own_hint(
+    folder: Path, hint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the tier says the user can do reaches the user; nothing points at a traceback that is not kept."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise TierError("something is missing", hint=hint)
+
+    monkeypatch.setattr(NnTier, "__init__", refuse)
+    run = layerlab.run(plugin="nn", **TINY).runs[0]
+    assert (run.status, run.hint) == ("FAILED", hint)
+    assert run.error is not None
+    assert run.error.startswith("tier 'nn': something is missing (")
 
 
 def test_a_run_can_leave_out_the_export(folder: Path) -> None:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from layerlab.conformance import CheckReport, CheckResult, check
     from layerlab.errors import (
         AcceleratorError,
+        CheckpointError,
         ContractError,
         DataError,
         DivergedError,
         InputError,
         Interrupted,
+        JournalError,
         LayerlabError,
         ModelError,
         PluginError,
@@ -32,13 +34,17 @@ if TYPE_CHECKING:
     )
     from layerlab.modelfile import ModelFile, VerifyReport, verify
     from layerlab.report import Observer, Report, RunReport
+    from layerlab.resuming import resume
     from layerlab.runner import run
+    from layerlab.syncing import SyncReport, sync
     from layerlab.tier import Params, Recipe, Tier
     from layerlab.training import TierModule, TrainingData
 
 __all__ = [
     # what is done
     "run",
+    "resume",
+    "sync",
     "bench",
     "check",
     "compare",
@@ -47,6 +53,7 @@ __all__ = [
     "Observer",
     "Report",
     "RunReport",
+    "SyncReport",
     "BenchReport",
     "CheckReport",
     "CheckResult",
@@ -69,16 +76,21 @@ __all__ = [
     "PluginError",
     "ContractError",
     "AcceleratorError",
+    "CheckpointError",
     "TrackingError",
     "RunError",
     "DivergedError",
     "TierError",
+    "JournalError",
     "ModelError",
     "Interrupted",
 ]
 
 _HOME = {
     "run": "runner",
+    "resume": "resuming",
+    "sync": "syncing",
+    "SyncReport": "syncing",
     "bench": "benchmarking",
     "BenchReport": "benchmarking",
     "check": "conformance",

@@ -1,4 +1,4 @@
-"""The data on the device, and which rows each step and each prediction sees."""
+"""Which rows each step and each prediction sees, and how they come to the device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREDICT_ROWS = 8192
 
 
 class Batches:
-    """The training data on the device, and which rows each step sees.
+    """The training data, and which rows each step sees.
 
     The order of an epoch is a permutation drawn from (seed, epoch): a run that goes on from any step sees the
     batches that it would have seen. A full batch keeps the rows as they are.
@@ -36,11 +36,18 @@ class Batches:
         y: Targets, shape (N, n_out).
         batch_size: Rows a step; the last step of an epoch takes what is left.
         seed: The seed of the run.
+        device: Where the batches are wanted; None: where the data is.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, *, batch_size: int, seed: int) -> None:
-        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+    def __init__(
+        self, x: Tensor, y: Tensor, *, batch_size: int, seed: int, device: torch.device | None = None
+    ) -> None:
+        self.batch_size, self.seed = batch_size, seed
+        self.device = x.device if device is None else device
         self.steps_per_epoch = math.ceil(len(x) / batch_size)
+        if self.steps_per_epoch == 1:
+            x, y = x.to(self.device), y.to(self.device)
+        self.x, self.y = x, y
         row_bytes = x[:1].nbytes + y[:1].nbytes
         self.most_steps = (
             max(1, GATHER_BYTES // (batch_size * row_bytes)) if self.steps_per_epoch > 1 else LONGEST_BLOCK
@@ -55,7 +62,7 @@ class Batches:
         chosen = [self._rows(step) for step in steps]
         index = torch.from_numpy(np.concatenate(chosen)).to(self.x.device)
         sizes = [len(rows) for rows in chosen]
-        x, y = self.x.index_select(0, index), self.y.index_select(0, index)
+        x, y = (t.index_select(0, index).to(self.device) for t in (self.x, self.y))
         return zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
 
     def _rows(self, step: int) -> Any:

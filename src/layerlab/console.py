@@ -6,17 +6,19 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from layerlab import journal
 from layerlab.errors import one_line
 from layerlab.report import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from layerlab.benchmarking.report import BenchReport, Row
+    from layerlab.benchmarking.report import BenchReport, Config, Row
     from layerlab.comparison.report import CompareReport, RunsReport
     from layerlab.conformance.scorecard import CheckReport
     from layerlab.modelfile import VerifyReport
     from layerlab.report import Report, RunReport
+    from layerlab.syncing import SyncReport
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> str:
@@ -82,6 +84,14 @@ class Progress(Observer):
         elif not self._silent:
             _say(f"{tier}: {steps} steps")
 
+    def resumed(self, tier: str, step: int) -> None:
+        """A tier goes on."""
+        if not self._silent:
+            where = (
+                f"goes on after step {step}" if step else "has no checkpoint: begins again, records the rest"
+            )
+            _say(f"{tier}: {where}")
+
     def advanced(self, step: int, loss: float) -> None:
         """So many steps are done."""
         if self._bar is not None:
@@ -116,7 +126,13 @@ def report_text(report: Report) -> str:
     ]
     lines = [table(columns, [_run_row(run, keys) for run in report.runs], right=columns[3:]), ""]
     lines += [f"model:   {run.onnx['path']}" for run in report.runs if run.onnx]
-    lines += [f"unsent:  {unsent_text(run)}" for run in report.runs if run.unsent]
+    lines += [f"unsent:  {unsent_text(run)}" for run in report.runs if run.unsent and not run.offline]
+    lines += [
+        f"offline: {run.tier}: recorded in {journal.path_of(run.run_id)}, to send: layerlab sync"
+        for run in report.runs
+        if run.offline
+    ]
+    lines += [f"go on:   layerlab resume {run.run_id}" for run in report.runs if run.status == "KILLED"]
     lines.append(f"compare: {_ui_command(report.tracking_uri)}")
     return "\n".join(lines)
 
@@ -128,7 +144,20 @@ def unsent_text(run: RunReport) -> str:
     what = (
         f"{points} points, kept in {path}" if path else f"{points} points" if points else "part of the record"
     )
-    return f"{run.tier}: the tracking store did not take {what}: {reason}"
+    later = "; layerlab sync sends them" if path else ""
+    return f"{run.tier}: the tracking store did not take {what}: {reason}{later}"
+
+
+def sync_text(report: SyncReport) -> str:
+    """What became of the journals: a line each."""
+    rows = [
+        [run.run_id, run.tracking_uri, str(run.points - run.unsent), str(run.unsent), run.reason or ""]
+        for run in report.runs
+    ]
+    columns = ["run", "store", "sent", "left", "why"]
+    lines = [table(columns, rows, right=["sent", "left"])] if rows else ["nothing to send"]
+    lines += [f"run {run_id} is still running, and sends by itself" for run_id in report.running]
+    return "\n".join(lines)
 
 
 def _run_row(run: RunReport, keys: Sequence[str]) -> list[str]:
@@ -215,18 +244,28 @@ def runs_text(report: RunsReport) -> str:
 
 def bench_text(report: BenchReport) -> str:
     """What a bench measured: a table a problem, who was refused, and where to look."""
+    from layerlab.benchmarking.report import interval_label  # numpy would come with it
+
     parts = []
     for config in report.configs:
-        head = f"{config.label}, {report.rounds} rounds: microseconds a step, median and 95 % interval"
+        between = interval_label(report.rounds)
+        head = f"{config.label}, {report.rounds} rounds: microseconds a step, median and {between}"
         modes = list(config.rows[0].timings) if config.rows else []
-        columns = ["tier", *modes, "steps/s", "GFLOP/s", "floor", "first step s", "peak MB"]
+        columns = ["tier", *modes, "steps/s", "GFLOP/s", "floor", "once s", "peak MB"]
         rows = [_bench_row(row, modes) for row in config.rows]
         parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
+        parts += _peers_text(config)
+    if report.peers_missing:
+        names, install = ", ".join(report.peers_missing), next(iter(report.peers_missing.values()))
+        parts.append(f"peers not installed: {names} ({install})")
     if any(config.rows for config in report.configs):
         parts.append(
-            "floor: the five matrix products alone, as a share of a bare step; (x): of the bare loop"
+            "floor: the five matrix products alone, as a share of a bare step; (x): of the bare loop;\n"
+            "once: what the first step took beyond a later one; peak: memory that the bare loop took"
         )
+    if report.picture_fault:
+        parts.append(f"no picture: {one_line(report.picture_fault)}")
     return "\n\n".join([*parts, "\n".join(_kept(report))])
 
 
@@ -236,7 +275,8 @@ def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
     for mode in modes:
         timing = row.timings[mode]
         low, median, high = (f"{1e6 * t:.4g}" for t in (timing.low, timing.median, timing.high))
-        tax = "" if mode == "bare" else f" (x {timing.median / bare:.2f})"
+        over = timing.over(row.timings["bare"])
+        tax = "" if mode == "bare" else f" (x {over.median:.2f} [{over.low:.2f}, {over.high:.2f}])"
         cells.append(f"{median} [{low}, {high}]{tax}")
     return [
         row.tier,
@@ -244,9 +284,22 @@ def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
         f"{1 / bare:.4g}",
         f"{row.gflops:.3g}",
         f"{100 * row.floor_share:.0f} %",
-        f"{row.first_step:.3g}",
+        f"{row.once:.3g}",
         f"{row.peak_mb:.0f}",
     ]
+
+
+def _peers_text(config: Config) -> list[str]:
+    columns = ["peer", "made with", "measured", "microseconds a step", "custom-module's"]
+    rows = []
+    for row in config.peers:
+        low, median, high = (f"{1e6 * t:.4g}" for t in (row.timing.low, row.timing.median, row.timing.high))
+        ends = row.ratio_ends or (0, 0)
+        ratio = "" if row.ratio is None else f"x {row.ratio:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
+        rows.append([row.peer, row.distribution, row.mode, f"{median} [{low}, {high}]", ratio])
+    head = f"{config.label}, peers: the same job as others offer it, in the same rounds"
+    parts = ["\n".join([head, table(columns, rows, right=columns[3:])])] if rows else []
+    return parts + [f"refused: peer {name}: {one_line(why)}" for name, why in config.peers_refused.items()]
 
 
 def _kept(report: CompareReport | RunsReport | BenchReport) -> list[str]:
@@ -275,6 +328,12 @@ def verify_text(report: VerifyReport) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 12:
-        return f"{', '.join(map(str, value[:12]))}, … ({len(value)} in all)"
-    return one_line(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    if isinstance(value, list):
+        more = f", … ({len(value)} in all)" if len(value) > 12 else ""
+        return ", ".join(_cut(name) for name in value[:12]) + more
+    return _cut(str(value))
+
+
+def _cut(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= 80 else f"{line[:79]}…"

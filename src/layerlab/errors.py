@@ -7,10 +7,12 @@ LayerlabError                 one line and a hint; anything else keeps its trace
 │   ├── PluginError           an unknown, ambiguous or broken tier
 │   │   └── ContractError     a tier that was written for another version of the contract
 │   ├── AcceleratorError      a device or a precision that is not there
+│   ├── CheckpointError       a checkpoint that cannot be gone on from
 │   └── TrackingError         a store that cannot be reached or written at the start
 ├── RunError                  it was tried and did not work
 │   ├── DivergedError         a loss that is no longer a finite number
 │   ├── TierError             a tier that raised, or broke the contract
+│   ├── JournalError          a record that cannot be written down
 │   └── ModelError            an ONNX file that fails a check
 └── Interrupted               SIGINT or SIGTERM
 """
@@ -21,6 +23,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 from typing import Any
+
+# Characters of a name that may be what somebody meant.
+_LONGEST_COMPARED = 100
 
 
 class LayerlabError(Exception):
@@ -35,7 +40,8 @@ class LayerlabError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(one_line(message))
-        self.hint = hint
+        # others' names are in hints too: columns, tiers
+        self.hint = None if hint is None else one_line(hint)
 
 
 class InputError(LayerlabError):
@@ -64,6 +70,10 @@ class AcceleratorError(InputError):
     """The accelerator or the precision is not available here, or not to this tier."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint cannot be gone on from."""
+
+
 class TrackingError(InputError):
     """The tracking store cannot be reached, opened or written."""
 
@@ -88,6 +98,10 @@ class DivergedError(RunError):
 
 class TierError(RunError):
     """A tier raised an error, or broke the contract."""
+
+
+class JournalError(RunError):
+    """The journal of a run cannot be written, or is damaged."""
 
 
 class ModelError(RunError):
@@ -121,10 +135,12 @@ def one_line(text: str) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """A hint for a name that is not among those known: the closest one, or all there are."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1)
+    # Of long names the comparison takes for ever.
+    short = [known for known in names if len(known) <= _LONGEST_COMPARED]
+    close = difflib.get_close_matches(name, short, n=1) if len(name) <= _LONGEST_COMPARED else []
     if close:
         return f"did you mean '{close[0]}'?"
     if not names:
         return None
-    shown = ", ".join(names[:20])
+    shown = ", ".join(known[:_LONGEST_COMPARED] for known in names[:20])
     return f"there are: {shown}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")

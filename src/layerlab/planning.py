@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerlab import registry
 from layerlab.data import check_table, load_prepared
-from layerlab.errors import AcceleratorError, PluginError, SpecError
+from layerlab.data.room import check_memory
+from layerlab.errors import AcceleratorError, PluginError, SpecError, one_line
 from layerlab.spec import DEFAULT_SIZES, RANDOM, ExperimentSpec, build_spec
 
 if TYPE_CHECKING:
@@ -49,14 +51,27 @@ def resolve(
 
 
 def plan(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[Job], Prepared]:
-    """Checks all that can be checked without recording anything; what is cheap to check comes first.
+    """Checks all that can be checked without recording anything: `read`, then `assign`.
+
+    Returns:
+        One job a tier, and the data that all of them see.
+
+    Raises:
+        InputError: Something cannot be done as asked.
+    """
+    rows, prepared = read(spec, stage)
+    return assign(spec, rows, prepared, stage), prepared
+
+
+def read(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[TierRow], Prepared]:
+    """Finds the tiers and reads the data, for which neither torch nor Lightning is needed.
 
     Args:
         spec: The experiment.
         stage: Told what begins, where it may take a moment.
 
     Returns:
-        One job a tier, and the data that all of them see.
+        Where the tiers come from, and the data that all of them see.
 
     Raises:
         InputError: Something cannot be done as asked.
@@ -66,10 +81,36 @@ def plan(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[Job],
     elif spec.data.name == RANDOM:
         _check_batch(spec, spec.data.n or DEFAULT_SIZES["n"])
     rows = registry.select(spec.plugins)
-    stage(f"reading the data: {spec.data.name}")
-    prepared = load_prepared(spec)
+    stage(f"reading the data: {one_line(spec.data.name)}")
+    prepared = load_prepared(spec, stage)
+    _check_batch(spec, len(prepared.train))
+    n_in, n_out = prepared.dataset.x.shape[1], prepared.dataset.y.shape[1]
+    hidden = spec.net.hidden
+    check_memory(
+        f"net.hidden: the parameters of {n_in} inputs, {hidden} hidden units and {n_out} outputs",
+        hidden * (n_in + n_out),
+    )
+    return rows, prepared
+
+
+def assign(
+    spec: ExperimentSpec, rows: list[TierRow], prepared: Prepared, stage: Callable[[str], None]
+) -> list[Job]:
+    """Loads the tiers, and says what each is to do and where.
+
+    Args:
+        spec: The experiment.
+        rows: Where the tiers come from.
+        prepared: The data.
+        stage: Told what begins, where it may take a moment.
+
+    Returns:
+        One job a tier.
+
+    Raises:
+        InputError: Something cannot be done as asked.
+    """
     n_train = len(prepared.train)
-    _check_batch(spec, n_train)
     stage("loading the tiers")
     tiers = [(row, registry.load(row)) for row in rows]
     resolved = []
@@ -77,11 +118,22 @@ def plan(spec: ExperimentSpec, stage: Callable[[str], None]) -> tuple[list[Job],
         name = f"{spec.name}-{row.name}" if spec.name and len(rows) > 1 else spec.name or row.name
         resolved.append(spec.resolved(row.selector, tier_class.recipe, run_name=name, n_train=n_train))
         _check_tier(row, tier_class, resolved[-1])
-    jobs = [
+    return [
         Job(row, tier_class, single, choose_accelerator(single, row.name, tier_class))
         for (row, tier_class), single in zip(tiers, resolved, strict=True)
     ]
-    return jobs, prepared
+
+
+def total_steps(spec: ExperimentSpec, n_train: int) -> int:
+    """How many updates a resolved spec asks for.
+
+    Args:
+        spec: The spec.
+        n_train: Rows to train on.
+    """
+    train = spec.train
+    assert train.batch_size is not None  # a resolved spec has it
+    return train.steps or (train.epochs or 0) * math.ceil(n_train / train.batch_size)
 
 
 def _check_batch(spec: ExperimentSpec, rows: int) -> None:
@@ -142,6 +194,11 @@ def _check_tier(row: TierRow, tier_class: type[Tier], spec: ExperimentSpec) -> N
         raise AcceleratorError(
             f"tier '{row.name}' does not compute in {spec.train.precision}",
             hint=f"it computes in: {', '.join(sorted(tier_class.precisions))}",
+        )
+    if spec.train.checkpoint_every is not None and not tier_class.resumable():
+        raise PluginError(
+            f"tier '{row.name}' cannot be saved: it has no state() and load_state()",
+            hint="leave --checkpoint-every out",
         )
     if spec.net.bias and not tier_class.supports_bias:
         raise PluginError(f"tier '{row.name}' has no biases", hint="--no-bias")

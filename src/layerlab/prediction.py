@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from layerlab.tier import Array
 
 ROWS_AT_ONCE = 8192
+# Where a spreadsheet begins to compute: at the start of a cell, in whatever way it splits the line. The last
+# four are what East Asian keyboards write.
+_FORMULA = re.compile(r'(^|[;,|])([\s"]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])')
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,24 @@ def write_csv(predicted: Predicted, path: Path | None) -> None:
 def _write(predicted: Predicted, file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
     lead = [] if predicted.labels is None else ["class"]
-    writer.writerow([*lead, *predicted.columns])
+    writer.writerow([*lead, *map(harmless, predicted.columns)])
+    shown = {label: harmless(label) for label in set(predicted.labels or ())}
     for i, row in enumerate(predicted.values.tolist()):
-        writer.writerow([*([] if predicted.labels is None else [predicted.labels[i]]), *row])
+        writer.writerow([*([] if predicted.labels is None else [shown[predicted.labels[i]]]), *row])
+
+
+def harmless(name: str) -> str:
+    """A name as it may stand in a CSV file: one printable line that no spreadsheet takes for a formula.
+
+    Names of columns and classes are whatever was in somebody's table, or in somebody's model file. An
+    apostrophe before what would be a formula makes it text (https://owasp.org/www-community/attacks/CSV_Injection).
+    A number, or a sign alone, computes nothing and stays as it is.
+    """
+    line = one_line(name)
+    if len(line) <= 1:
+        return line
+    try:
+        float(line)
+    except ValueError:
+        return _FORMULA.sub(r"\1\2'", line)
+    return line

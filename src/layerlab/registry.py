@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerlab.errors import ContractError, PluginError, did_you_mean, one_line
+from layerlab.errors import ContractError, Interrupted, PluginError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -53,6 +53,11 @@ class TierRow:
     def builtin(self) -> bool:
         """Whether layerlab itself offers the tier."""
         return self.distribution == _OWN
+
+    @property
+    def label(self) -> str:
+        """What errors call it."""
+        return f"tier '{self.name}' of {self.distribution} {self.version}"
 
     def as_dict(self) -> dict[str, str]:
         """What ``layerlab plugins --json`` prints of the row."""
@@ -146,11 +151,13 @@ def load(row: TierRow) -> type[Tier]:
     """
     from layerlab.tier import Tier
 
-    where = f"tier '{row.name}' of {row.distribution} {row.version}"
+    where = row.label
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             tier = row.entry_point.load()
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
         raise PluginError(
             f"{where} cannot be loaded: {reason}", hint="see: layerlab plugins --check"
@@ -204,15 +211,15 @@ def _facts(distribution: metadata.Distribution) -> metadata.PackageMetadata | No
 
 
 def _row(facts: metadata.PackageMetadata, point: metadata.EntryPoint) -> TierRow:
-    distribution = one_line(facts["Name"])
+    distribution, name = one_line(facts["Name"]), one_line(point.name)
     summary = _first_sentence(point.value) if distribution == _OWN else None
     return TierRow(
-        name=point.name,
+        name=name,
         distribution=distribution,
-        version=facts["Version"],
+        version=one_line(facts["Version"]),
         summary=summary or one_line((facts.get_all("Summary") or [""])[0]),
-        selector=point.name,
-        target=point.value,
+        selector=name,
+        target=one_line(point.value),
         entry_point=point,
     )
 

@@ -31,6 +31,8 @@ class RunReport:
         error: Why the run failed.
         hint: What can be done about it.
         unsent: Points that could not be sent to the tracking store, and where they are kept.
+        offline: Whether it was recorded without the store, as asked.
+        checkpoint: The last checkpoint that was written; "" where there is none.
     """
 
     tier: str
@@ -49,11 +51,13 @@ class RunReport:
     error: str | None = None
     hint: str | None = None
     unsent: dict[str, Any] | None = None
+    offline: bool = False
+    checkpoint: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether the run did all that was asked, and its record is whole."""
-        return self.status == "FINISHED" and self.unsent is None
+        return self.status == "FINISHED" and (self.unsent is None or self.offline)
 
 
 @dataclass
@@ -90,6 +94,9 @@ class Observer:
 
     def started(self, tier: str, steps: int) -> None:
         """A tier begins to train for so many steps."""
+
+    def resumed(self, tier: str, step: int) -> None:
+        """A tier goes on from a checkpoint after so many steps; 0: there is none, and it begins again."""
 
     def advanced(self, step: int, loss: float) -> None:
         """So many steps are done, and this was the last loss."""

@@ -44,7 +44,7 @@ def _list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_list)]
 
@@ -113,6 +113,7 @@ class TrainSpec(_Spec):
         seed: What first weights, random data, split and order are drawn from.
         accelerator: Where to run; "gpu" is whichever of CUDA and MPS is there.
         precision: As Lightning names it.
+        checkpoint_every: Steps between two checkpoints; None: one a minute.
     """
 
     steps: Count | None = None
@@ -122,6 +123,7 @@ class TrainSpec(_Spec):
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    checkpoint_every: Count | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSpec:
@@ -238,6 +240,7 @@ FLAGS = {
     "seed": "train.seed",
     "accelerator": "train.accelerator",
     "precision": "train.precision",
+    "checkpoint_every": "train.checkpoint_every",
     "hidden": "net.hidden",
     "init": "net.init",
     "bias": "net.bias",
@@ -285,10 +288,23 @@ def build_spec(
         if flag not in FLAGS:
             raise SpecError(f"unknown keyword '{flag}'", hint=did_you_mean(flag, FLAGS))
         _assign(tree, FLAGS[flag], list(value) if isinstance(value, (list, tuple)) else value, flag)
+    return parse_spec(tree, str(config) if config else None)
+
+
+def parse_spec(tree: Any, source: str | None) -> ExperimentSpec:
+    """Plain values as a spec.
+
+    Args:
+        tree: What was read from a file, a record or flags.
+        source: Where it is from, for complaints; None: it needs no saying.
+
+    Raises:
+        SpecError: An unknown key, a wrong value.
+    """
     try:
         return ExperimentSpec.model_validate(tree)
     except ValidationError as error:
-        raise _spec_error(error, str(config) if config else None) from None
+        raise _spec_error(error, source) from None
 
 
 # The two ways of saying how long: a later layer that says one takes the other back.
@@ -345,7 +361,10 @@ def _spec_error(error: ValidationError, source: str | None) -> SpecError:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

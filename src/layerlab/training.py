@@ -18,15 +18,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+
+from layerlab.lightimport import scipy_left_out
+
+with scipy_left_out():
+    import pytorch_lightning as pl
 
 from layerlab.batches import LONGEST_BLOCK, PREDICT_ROWS, Batches, Slices
 from layerlab.errors import DivergedError, LayerlabError, TierError
 from layerlab.tier import host_copy
+from layerlab.validation import validation_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -117,13 +122,14 @@ class TierModule(pl.LightningModule):
         self.automatic_optimization = False
         self._tier_class, self._params, self._data = tier_class, params, data
         self._lr, self._batch_size, self._seed = lr, batch_size, seed
-        self._round_steps = round_steps
+        self.round_steps = round_steps
         self._sink: Sink = sink or NoSink()
         self._stop = stop or NeverStop()
         self.tier: Any = None
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         self.val_metrics: dict[str, float] = {}
+        self._validated_at = -1
         self.seconds_per_step = 0.0
 
     def setup(self, stage: str) -> None:  # noqa: ARG002 -- Lightning's hook
@@ -134,7 +140,9 @@ class TierModule(pl.LightningModule):
         self.dtype_ = torch.float64 if self.trainer.precision == "64-true" else torch.float32
 
         def tensor(array: Array) -> Tensor:
-            return torch.as_tensor(array).to(device=device, dtype=self.dtype_)
+            # A mapped array stays where it is: its batches are put on the device.
+            there = torch.device("cpu") if isinstance(array, np.memmap) else device
+            return torch.as_tensor(array).to(device=there, dtype=self.dtype_)
 
         host = np.float64 if self.dtype_ is torch.float64 else np.float32
         params = self._params.map(lambda p: p.astype(host))
@@ -145,9 +153,11 @@ class TierModule(pl.LightningModule):
         except (Exception, SystemExit) as error:
             raise TierError(f"the tier cannot be built: {type(error).__name__}: {error}") from error
         data = self._data
-        self.batches = Batches(tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed)
+        self.batches = Batches(
+            tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed, device=device
+        )
         self._x_val = tensor(data.x_val)
-        self._losses = torch.zeros(LONGEST_BLOCK, dtype=self.dtype_, device=device)
+        self._losses = _loss_buffer(device, self.dtype_)
 
     def configure_optimizers(self) -> None:
         """The tier updates itself."""
@@ -162,13 +172,15 @@ class TierModule(pl.LightningModule):
 
     def training_step(self, batch: slice, batch_idx: int) -> None:  # noqa: ARG002 -- Lightning's hook
         """Runs a block of steps, then moves Lightning's counters and hands the losses on."""
-        steps, step, losses = range(batch.start, batch.stop), self.tier.step, self._losses
+        steps, step = range(batch.start, batch.stop), self.tier.step
+        losses = self._losses
+        on_host = isinstance(losses, np.ndarray)
         began, clock = time.time(), time.perf_counter()
         i = 0
         try:
             for i, (x, y) in enumerate(self.batches.block(steps)):
                 loss = step(x, y)
-                losses[i] = loss if torch.is_tensor(loss) else float(loss)
+                losses[i] = float(loss) if on_host else loss
             host = host_copy(losses[: len(steps)])  # waits for the device, once a block
         except (Exception, SystemExit) as error:
             raise TierError(f"step {batch.start + i} failed: {type(error).__name__}: {error}") from error
@@ -201,20 +213,25 @@ class TierModule(pl.LightningModule):
 
     def validation_step(self, batch: slice, batch_idx: int) -> None:  # noqa: ARG002 -- Lightning's hook
         """Predicts some rows."""
-        self._predicted.append(_forward(self.tier, self._x_val[batch]))
+        self._predicted.append(self._predictions(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Figures over all validation rows, after so many updates."""
-        y_pred = np.concatenate(self._predicted)
+        self._validated(np.concatenate(self._predicted), self.global_step)
+
+    def _predictions(self, rows: slice) -> Array:
+        return _forward(self.tier, self._x_val[rows].to(self.batches.device))
+
+    def _validated(self, y_pred: Array, step: int) -> None:
         metrics = validation_metrics(y_pred, self._data.y_val, classification=self._data.classification)
         if not np.isfinite(metrics["val_loss"]):
-            raise DivergedError("val_loss", str(metrics["val_loss"]), self.global_step)
-        self.val_metrics = metrics
-        self._sink.log_metrics(self.global_step, metrics)
+            raise DivergedError("val_loss", str(metrics["val_loss"]), step)
+        self.val_metrics, self._validated_at = metrics, step
+        self._sink.log_metrics(step, metrics)
 
     def predict(self, x: Array) -> Array:
         """The tier's own predictions for inputs in units of training: (N, n_in) to (N, n_out), float64."""
-        device = self.batches.x.device
+        device = self.batches.device
         with torch.no_grad():
             parts = [
                 _forward(self.tier, torch.as_tensor(part).to(device=device, dtype=self.dtype_))
@@ -236,24 +253,47 @@ class TierModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the tier's state: tensors and numbers only, so that ``weights_only=True`` loads it."""
-        checkpoint["layerlab"] = {"tier": _plain(self.tier.state()), "first_loss": self.first_loss}
+        checkpoint["layerlab"] = {
+            "tier": _plain(self.tier.state()),
+            "losses": [self.first_loss, self.last_loss],
+            "val": [self._validated_at, dict(self.val_metrics)],
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on from a tier's state."""
-        self.tier.load_state(checkpoint["layerlab"]["tier"])
-        self.first_loss = checkpoint["layerlab"]["first_loss"]
+        """Goes on from a tier's state; a validation that was due and did not come is made up for."""
+        kept, step = checkpoint["layerlab"], checkpoint["global_step"]
+        try:
+            self.tier.load_state(kept["tier"])
+        except (Exception, SystemExit) as error:
+            raise TierError(f"the checkpoint does not fit: {type(error).__name__}: {error}") from error
+        self.first_loss, self.last_loss = kept["losses"]
+        self._validated_at, self.val_metrics = kept["val"]
+        validates = len(self._data.x_val) > 0 and self.trainer.limit_val_batches != 0
+        due = step == self.trainer.max_steps or self.round_end(step - 1) == step
+        if validates and step > 0 and due and self._validated_at != step:
+            self._validated(np.concatenate([self._predictions(rows) for rows in self.val_dataloader()]), step)
 
     def round_end(self, step: int) -> int:
         """The step at which the Lightning epoch that holds ``step`` ends."""
         last = self.trainer.max_steps
         if last == -1:
-            return _next_multiple(step, self._round_steps or self.batches.steps_per_epoch)
-        return min(last, _next_multiple(step, self._round_steps or last))
+            return _next_multiple(step, self.round_steps or self.batches.steps_per_epoch)
+        return min(last, _next_multiple(step, self.round_steps or last))
 
     def block_end(self, step: int) -> int:
         """The step at which a block that starts at ``step`` must end at the latest."""
         every = (getattr(c, "_every_n_train_steps", 0) for c in self.trainer.checkpoint_callbacks)
         return min([self.round_end(step), *(_next_multiple(step, n) for n in every if n)])
+
+
+def _loss_buffer(device: torch.device, dtype: torch.dtype) -> Any:
+    """Where the losses of a block are kept.
+
+    On the CPU a loss is a number as soon as it is there, and a plain array keeps it for a tenth of what a
+    tensor costs. On a device nobody may wait for it.
+    """
+    buffer = torch.zeros(LONGEST_BLOCK, dtype=dtype, device=device)
+    return buffer.numpy() if device.type == "cpu" else buffer
 
 
 def _next_multiple(step: int, of: int) -> int:
@@ -289,39 +329,13 @@ class Blocks:
         self._length = max(1, min(wanted, 4 * self._length, most))
 
 
-def validation_metrics(y_pred: Array, y: Array, *, classification: bool) -> dict[str, float]:
-    """Figures of predictions against targets.
-
-    Args:
-        y_pred: Predictions, shape (M, n_out).
-        y: Targets, shape (M, n_out).
-        classification: Whether targets are one-hot.
-
-    Returns:
-        ``val_loss``, the sum of squares over rows and outputs, as in training. A classification adds
-        ``val_accuracy``; a regression ``val_r2``, the mean over outputs of the coefficient of determination
-        (left out where a target does not vary).
-    """
-    y_pred, y = y_pred.astype(np.float64), y.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        residual = np.square(y_pred - y).sum(axis=0)  # (D_out,)
-    metrics = {"val_loss": float(residual.sum())}
-    if classification:
-        metrics["val_accuracy"] = float((y_pred.argmax(axis=1) == y.argmax(axis=1)).mean())
-        return metrics
-    spread = np.square(y - y.mean(axis=0)).sum(axis=0)  # (D_out,)
-    if (spread > 0).all():
-        metrics["val_r2"] = float((1 - residual / spread).mean())
-    return metrics
-
-
 def make_trainer(
     *,
     accelerator: str,
     precision: Any,
     max_steps: int,
     validate: bool,
-    callbacks: list[pl.Callback] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
     """A Trainer on one device that logs nothing, saves nothing and draws nothing: layerlab does."""
     return pl.Trainer(
@@ -333,10 +347,10 @@ def make_trainer(
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         logger=False,
-        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks or []),
+        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(training.run)
+app.command()(training.resume)
+app.command()(training.sync)
 app.add_typer(plugins.app, name="plugins", invoke_without_command=True)
 app.command()(proof.check)
 app.command()(proof.compare)
@@ -35,6 +38,8 @@ app.command()(models.predict)
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     signal.signal(signal.SIGINT, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be in any script
     try:
         app()
     except LayerlabError as error:
@@ -88,3 +93,14 @@ def _root(
     ] = None,
 ) -> None:
     """One two-layer network at every level of abstraction."""
+    _close_killed()
+
+
+def _close_killed() -> None:
+    """Runs of this folder whose processes are gone are closed, whatever the command is."""
+    from layerlab import folder
+
+    if folder.something_there():
+        from layerlab import syncing
+
+        syncing.close_killed(lambda text: print(text, file=sys.stderr))  # noqa: T201 -- news, not a result

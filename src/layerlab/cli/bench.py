@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from layerlab.cli.common import Json, Quiet, TrackingUri, emit
+from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, emit
 from layerlab.errors import SpecError, one_line
 
 
@@ -34,6 +34,12 @@ def bench(
     precision: Annotated[str | None, typer.Option(help="32-true or 64-true. [default: 32-true]")] = None,
     accelerator: Annotated[str | None, typer.Option(help="cpu or gpu. [default: cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="What problems are drawn from. [default: 0]")] = None,
+    peers: Annotated[
+        Flag,
+        typer.Option(
+            "--peers", help="Also what others offer for it: a stock Lightning script, skorch, Keras on torch."
+        ),
+    ] = None,
     experiment: Annotated[
         str | None, typer.Option(help="MLflow experiment. [default: layerlab-bench]")
     ] = None,
@@ -48,6 +54,8 @@ def bench(
     for name in ("batch_size", "d_in", "hidden", "d_out"):
         if values[name] is not None:
             arguments[name] = _sizes(name, values[name])
+    if peers:
+        arguments["peers"] = True
     if mode:
         arguments["modes"] = mode
     from layerlab import console

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layerlab.cli.common import Flag, Json, emit
+from layerlab.errors import SpecError
 
 if TYPE_CHECKING:
     from layerlab.registry import TierRow
@@ -24,15 +25,23 @@ def plugins(
         Flag,
         typer.Option("--check", help="Load each tier: accelerators, recipe, and what is broken and why."),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long --check waits for a distribution. [default: 60]"),
+    ] = None,
     as_json: Json = None,
 ) -> None:
     """List tiers, look into one."""
     if context.invoked_subcommand is not None:
         return
+    if timeout is not None and not check:
+        raise SpecError("--timeout belongs to --check", hint="a listing runs no code that could take long")
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise SpecError(f"--timeout {timeout:g}: should be a finite number of seconds above 0")
     from layerlab import console, registry
 
     rows = registry.rows()
-    entries = [_checked(row) if check else row.as_dict() for row in rows]
+    entries = _inspected(rows, timeout) if check else [row.as_dict() for row in rows]
     if as_json:
         emit(json.dumps(entries, indent=2))
         return
@@ -86,24 +95,10 @@ def new_plugin(
     emit(f"  layerlab check {name}\n  layerlab run --plugin {name}")
 
 
-def _checked(row: TierRow) -> dict[str, Any]:
-    from layerlab import registry
-    from layerlab.errors import ContractError, PluginError
+def _inspected(rows: list[TierRow], timeout: float | None) -> list[dict[str, Any]]:
+    from layerlab.inspection import TIME_LIMIT, inspect_tiers
 
-    try:
-        loaded = registry.describe(row, registry.load(row))
-    except PluginError as error:
-        cure = f" ({error.hint})" if isinstance(error, ContractError) else ""
-        status = f"broken: {error}{cure}"
-        return {**row.as_dict(), "contract": None, "accelerators": [], "recipe": {}, "status": status}
-    contract = loaded["contract_version"]
-    return {
-        **row.as_dict(),
-        "contract": contract,
-        "accelerators": loaded["accelerators"],
-        "recipe": loaded["recipe"],
-        "status": "ok" if contract is not None else "ok, but declares no contract_version",
-    }
+    return inspect_tiers(rows, time_limit=TIME_LIMIT if timeout is None else timeout)
 
 
 def _cell(value: Any) -> Any:

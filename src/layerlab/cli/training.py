@@ -1,16 +1,22 @@
-"""``layerlab run``."""
+"""``layerlab run``, ``layerlab resume`` and ``layerlab sync``."""
 
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerlab.cli import common
 from layerlab.cli.common import complain, emit
-from layerlab.errors import Interrupted, LayerlabError
+from layerlab.errors import Interrupted, LayerlabError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from layerlab.report import Report
 
 
 def run(
@@ -47,7 +53,15 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE over the file, such as train.lr=0.01.")
     ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between two checkpoints, in ./checkpoints. [default: one a minute]"),
+    ] = None,
     tracking_uri: common.TrackingUri = None,
+    offline: Annotated[
+        common.Flag,
+        typer.Option("--offline", help="Record without the store; 'layerlab sync' sends it later."),
+    ] = None,
     print_config: Annotated[
         common.Flag,
         typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing."),
@@ -67,11 +81,62 @@ def run(
         specs = resolve(**source, **flags)
         emit("---\n".join(spec.as_yaml() for spec in specs).rstrip())
         return
-    _run_and_show(source | flags | {"tracking_uri": tracking_uri}, quiet=bool(quiet), as_json=bool(as_json))
+    from layerlab import runner
+
+    runs = partial(runner.run, **source, **flags, tracking_uri=tracking_uri, offline=bool(offline))
+    _show(runs, quiet=bool(quiet), as_json=bool(as_json))
 
 
-def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
-    from layerlab import console, runner
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The id of a run, or the path of a checkpoint.", show_default=False),
+    ] = None,
+    last: Annotated[
+        common.Flag, typer.Option("--last", help="The run that began last in this folder.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Updates in all. [default: as many as it was to have]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes through the data in all.")] = None,
+    tracking_uri: common.TrackingUri = None,
+    quiet: common.Quiet = None,
+    as_json: common.Json = None,
+) -> None:
+    """Go on with a run that was broken off, or add steps to one that is finished."""
+    if (run is None) == (not last):
+        raise SpecError("say which run", hint="layerlab resume RUN_ID, a checkpoint's path, or --last")
+    from layerlab import resuming
+
+    goes_on = partial(resuming.resume, run, steps=steps, epochs=epochs, tracking_uri=tracking_uri)
+    _show(goes_on, quiet=bool(quiet), as_json=bool(as_json))
+
+
+def sync(
+    tracking_uri: common.TrackingUri = None, quiet: common.Quiet = None, as_json: common.Json = None
+) -> None:
+    """Send what runs recorded in this folder and their stores did not take; each point comes there once."""
+    from layerlab import console, syncing
+
+    if quiet:
+        report = syncing.sync(tracking_uri=tracking_uri)
+    else:
+        with console.Progress() as watch:
+            report = syncing.sync(tracking_uri=tracking_uri, observer=watch)
+    if as_json:
+        emit(report.as_json())
+    elif not quiet:
+        emit(console.sync_text(report))
+    if quiet:
+        for single in report.runs:
+            if single.reason is not None:
+                complain(LayerlabError(f"{single.run_id}: {single.reason}"))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _show(action: Callable[..., Report], *, quiet: bool, as_json: bool) -> None:
+    from layerlab import console
 
     def show(report: Any) -> None:
         if as_json:
@@ -81,10 +146,10 @@ def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> N
 
     try:
         if quiet:
-            report = runner.run(**arguments)
+            report = action()
         else:
             with console.Progress() as watch:
-                report = runner.run(**arguments, observer=watch)
+                report = action(observer=watch)
     except Interrupted as interrupted:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
         if interrupted.report is not None:
@@ -95,7 +160,7 @@ def _run_and_show(arguments: dict[str, Any], *, quiet: bool, as_json: bool) -> N
         for single in report.runs:
             if single.error:
                 complain(LayerlabError(f"{single.tier}: {single.error}", hint=single.hint))
-            if single.unsent:
+            if single.unsent and not single.offline:
                 complain(LayerlabError(console.unsent_text(single)))
     if not report.ok:
         raise typer.Exit(1)

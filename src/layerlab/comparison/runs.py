@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
@@ -11,12 +12,14 @@ from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, one_line
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
-from layerlab.tracking import Store
+from layerlab.storeuri import resolve_uri, sqlite_path, without_credentials
+from layerlab.tracking import Recorder
+from layerlab.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from layerlab.tracking import RunRecord
+    from layerlab.tracking import Record
 
 # The metric of `layerlab run`, a point a step.
 _LOSS = "loss"
@@ -41,6 +44,7 @@ def compare_runs(
     if first == second:
         raise SpecError("a run does not differ from itself", hint="give the ids of two runs")
     observer.stage("opening the tracking store")
+    _refuse_missing(resolve_uri(tracking_uri))
     store = Store(tracking_uri)
     runs = [_find(store, run_id) for run_id in (first, second)]
     for run in runs:
@@ -54,7 +58,7 @@ def compare_runs(
     report.losses = _curves_compared(*curves)
     names = _names(runs)
 
-    def work(record: RunRecord) -> None:
+    def work(record: Record) -> None:
         if not any(curves):
             return
         path = picture_path("comparisons", f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
@@ -67,17 +71,32 @@ def compare_runs(
         report.picture = str(path)
 
     experiment = store.client.get_experiment(runs[0].info.experiment_id).name
-    recorded(
-        store,
-        report,
-        work,
-        kind="comparison",
-        name=f"compare {', '.join(names)}",
-        experiment="layerlab" if experiment == "Default" else experiment,
-        params={"first": first, "second": second},
-        tags={"layerlab.runs": f"{first}, {second}"},
-    )
+    if experiment == "Default":  # where MLflow's own default is, nothing of ours is written
+        experiment = "layerlab"
+    with Recorder() as recorder:
+        recorder.open(tracking_uri, experiment)
+        recorder.opened()
+        recorded(
+            recorder,
+            report,
+            work,
+            kind="comparison",
+            name=f"compare {', '.join(names)}",
+            experiment=experiment,
+            params={"first": first, "second": second},
+            tags={"layerlab.runs": f"{first}, {second}"},
+        )
     return report
+
+
+def _refuse_missing(uri: str) -> None:
+    """Looks for the store's file first: opening one that is not there would make it."""
+    path = sqlite_path(uri)
+    if path is not None and not Path(path).exists():
+        raise TrackingError(
+            f"there is no tracking store {without_credentials(uri)}",
+            hint="--tracking-uri, or the folder in which the runs were made",
+        )
 
 
 def _find(store: Store, run_id: str) -> Run:

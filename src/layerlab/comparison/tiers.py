@@ -30,7 +30,7 @@ from layerlab.rounding import AdamBound, Roundoff, bound_sgd, bound_step
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
 from layerlab.tier import Params
-from layerlab.tracking import Store
+from layerlab.tracking import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from layerlab.rounding import Sound
     from layerlab.spec import ExperimentSpec
     from layerlab.tier import Array, Tier
-    from layerlab.tracking import RunRecord
+    from layerlab.tracking import Record
 
 # Losses leave for the record so many at a time.
 _BLOCK = 100
@@ -79,31 +79,31 @@ def compare(
         stop.check()
         lockstep = _Lockstep(jobs, prepared)
         observer.stage("opening the tracking store")
-        store = Store(tracking_uri)
-        store.refuse_deleted(spec.experiment)
         names = lockstep.report.tiers
         first = jobs[0].spec
 
-        def work(record: RunRecord) -> None:
+        def work(record: Record) -> None:
             lockstep.train(record, observer, stop)
             path = picture_path("comparisons", f"{'-'.join(names)[:80]}-{record.run_id[:8]}")
             lockstep.picture(path)
             record.set_tags({"layerlab.agree": str(lockstep.report.agree).lower()})
 
-        recorded(
-            store,
-            lockstep.report,
-            work,
-            kind="comparison",
-            name=spec.name or f"compare {', '.join(names)}",
-            experiment=first.experiment,
-            params={**first.flat(), "plugins": ", ".join(names)},
-            tags={"layerlab.tiers": ", ".join(names)},
-            dataset=describe_dataset(prepared.dataset, first.data.target),
-            spec_yaml=spec.model_copy(
-                update={"net": first.net, "data": first.data, "train": first.train}
-            ).as_yaml(),
-        )
+        whole = spec.model_copy(update={"net": first.net, "data": first.data, "train": first.train})
+        with Recorder() as recorder:
+            recorder.open(tracking_uri, spec.experiment)
+            recorder.opened(stop.check)
+            recorded(
+                recorder,
+                lockstep.report,
+                work,
+                kind="comparison",
+                name=spec.name or f"compare {', '.join(names)}",
+                experiment=first.experiment,
+                params={**first.flat(), "plugins": ", ".join(names)},
+                tags={"layerlab.tiers": ", ".join(names)},
+                dataset=describe_dataset(prepared.dataset, first.data.target),
+                spec_yaml=whole.as_yaml(),
+            )
     return lockstep.report
 
 
@@ -261,7 +261,7 @@ class _Lockstep:
         self._trained: list[_Trained] = []
         self._comparing: list[_Comparing] = []
 
-    def train(self, record: RunRecord, observer: Observer, stop: StopSignals) -> None:
+    def train(self, record: Record, observer: Observer, stop: StopSignals) -> None:
         """Makes all steps, and records losses and differences.
 
         Raises:
@@ -326,7 +326,7 @@ class _Lockstep:
         except (Exception, SystemExit) as error:
             raise TierError(f"tier '{job.row.name}': {type(error).__name__}: {error}") from error
 
-    def _record(self, record: RunRecord, first: int) -> None:
+    def _record(self, record: Record, first: int) -> None:
         series = {f"loss/{trained.name}": trained.losses for trained in self._trained}
         series |= {f"share_of_bound/{c.follower.name}": c.shares for c in self._comparing}
         for key, values in series.items():
