@@ -152,7 +152,7 @@ def test_a_key_given_twice_is_refused(tmp_path: Path, text: str, key: str, line:
 def test_tags_are_refused(tmp_path: Path, text: str) -> None:
     """A spec is data: nothing in it makes an object."""
     error = refused(config=written(tmp_path, text))
-    assert "could not determine a constructor for the tag" in str(error)
+    assert "(line 1): values are plain" in str(error)
     assert "(line 1)" in str(error)
 
 
