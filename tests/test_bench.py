@@ -13,12 +13,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from layerlab.benchmarking import BenchReport, bench
-from layerlab.benchmarking.audit import Trajectory, audit_way
-from layerlab.benchmarking.report import Config, Timing
+from layerlab.benchmarking import BenchReport, bench, processes
+from layerlab.benchmarking.audit import audit_way
+from layerlab.benchmarking.picture import draw
+from layerlab.benchmarking.problem import TimedProblem, most_steps
+from layerlab.benchmarking.processes import Refused, WorkerProcess
+from layerlab.benchmarking.report import MODES, Config, Row, Timing
+from layerlab.benchmarking.seeds import seed_of
+from layerlab.console import bench_text
 from layerlab.errors import Interrupted, SpecError
 from layerlab.report import Observer
-from layerlab.tier import Params
+from layerlab.tier import Recipe
 
 if TYPE_CHECKING:
     from helpers import Site
@@ -28,7 +33,11 @@ QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.01}
 
 CHEATS = """
 import os
+import time
+import torch
 from gallery import ByHand, Whole
+from layerlab import Recipe
+from layerlab.tiers.tensors import TensorsTier
 
 
 class SkipsWhenTimed(Whole):
@@ -66,6 +75,98 @@ class ReplaysItsAnswer(Whole):
         return self.loss
 
 
+class Nothing(Whole):
+    '''Never updates while it is timed; its optimizer has a name of its own.'''
+
+    recipe = Recipe(optimizer="none", lr=1e-4)
+
+    def step(self, x, y):
+        return (self.t.forward(x) - y).square().sum()
+
+
+class Deferred(Whole):
+    '''Replays the losses of an earlier training; makes the steps when its parameters are asked for.'''
+
+    kept = []
+
+    def __init__(self, params, **run):
+        super().__init__(params, **run)
+        self.i, self.pending = 0, []
+
+    def step(self, x, y):
+        if x.shape[1] != 7:
+            return super().step(x, y)
+        self.i += 1
+        if self.i <= len(self.kept):
+            self.pending.append((x, y))
+            return self.kept[self.i - 1]
+        self.kept.append(super().step(x, y))
+        return self.kept[-1]
+
+    def params(self):
+        for x, y in self.pending:
+            super().step(x, y)
+        self.pending = []
+        return super().params()
+
+
+class Converged(Whole):
+    '''Does nothing once a step brings little, until it is looked at.'''
+
+    losses, done = (1e30, 1e29), False
+
+    def params(self):
+        self.losses, self.done = (1e30, 1e29), False
+        return super().params()
+
+    def step(self, x, y):
+        if not self.done:
+            self.losses = (self.losses[1], float(super().step(x, y)))
+            self.done = 0 < self.losses[0] - self.losses[1] < 0.02 * self.losses[0]
+        return torch.tensor(self.losses[1], dtype=torch.float64)
+
+
+class Strides(Whole):
+    '''Makes three steps as one that is three times as long, and gives its loss three times.'''
+
+    count, loss = 0, None
+
+    def params(self):
+        self.count = 0
+        return super().params()
+
+    def step(self, x, y):
+        self.count += 1
+        if self.count > 10:
+            lr, self.t.lr = self.t.lr, 3 * self.t.lr
+            if self.count % 3 == 0:
+                self.loss = super().step(x, y)
+            self.t.lr = lr
+            return self.loss
+        self.loss = super().step(x, y)
+        return self.loss
+
+
+class InParts(TensorsTier):
+    '''Right in its parts; the step that is timed moves a thousandth too far.'''
+
+    def step(self, x, y):
+        loss = self.backward(x, self.forward(x), y)
+        for g in self.gradients() if x.shape[1] == 7 else ():
+            g *= 1.001
+        self.update()
+        return loss
+
+
+class Threads(Whole):
+    '''Takes more threads than the others.'''
+
+    def step(self, x, y):
+        if x.shape[1] == 7:
+            torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().step(x, y)
+
+
 class Forgetful(ByHand):
     '''Is fast for being wrong.'''
 
@@ -86,11 +187,14 @@ class Vanishes(ByHand):
 @pytest.fixture
 def cheats(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Installed tiers that should have no row, where worker processes find them too."""
-    names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "forgetful": "Forgetful"}
-    targets = {name: f"MODULE:{target}" for name, target in (names | {"vanishes": "Vanishes"}).items()}
+    names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "in-parts": "InParts"}
+    same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes")
+    names |= {name.lower(): name for name in same} | {"honest": "Whole"}
+    targets = {name: f"MODULE:{target}" for name, target in names.items()}
     site.add("cheats-dist", targets, CHEATS)
     site.allow("cheats-dist")
-    monkeypatch.setenv("PYTHONPATH", f"{site.path}:{Path(__file__).parent}")
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", f"{site.path}:{Path(__file__).parent}:{before}")
     return site
 
 
@@ -106,12 +210,15 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
         assert list(row.timings) == ["bare", "lightning", "tracked"]
         for timing in row.timings.values():
             assert len(timing.rounds) == 2
-            assert 0 < timing.low <= timing.median <= timing.high
+            assert timing.low <= timing.median <= timing.high
+            assert min(timing.rounds) > 0
+        assert min(row.floor.rounds) > 0
         bare = row.timings["bare"].median
         assert row.gflops == pytest.approx(2 * 8 * (6 * 5 * 2 + 5 * 3 * 3) / bare / 1e9)
         assert row.floor_share > 0
         assert row.first_step > 0
-        assert row.peak_mb > 50
+        assert 0 <= row.peak_mb < 50  # of this problem, not of the process
+        assert row.once < row.first_step
         assert "every round audited" in row.proof
     assert {"threads", "tf32", "clock", "torch", "processor", "cuda_allocator"} <= set(report.machine)
     run = client.get_run(report.run_id)
@@ -137,18 +244,21 @@ def test_a_sweep_over_sizes_from_the_command_line(folder: Path, layerlab_cli: An
 
 
 def test_no_speed_without_proof(cheats: Site, folder: Path, layerlab_cli: Any) -> None:
-    """One skips work when timed, one replays an answer, one is wrong, the process of one dies."""
-    names = ["skips", "replays", "forgetful", "vanishes", "tensors"]
-    sizes = ["--batch-size", 8, "--d-in", 6, "--hidden", 5, "--d-out", 3]
-    quick = ["--rounds", 1, "--seconds", 0.05, "--mode", "bare"]
+    """One skips work when timed, one replays an answer, one is wrong, the process of one dies, and so on."""
+    names = ["skips", "replays", "forgetful", "vanishes", "nothing", "deferred", "converged", "strides"]
+    names += ["in-parts", "threads", "honest"]
+    sizes = ["--batch-size", 8, "--d-in", 7, "--hidden", 5, "--d-out", 3]
+    quick = ["--rounds", 2, "--seconds", 0.05, "--mode", "bare"]
     result = layerlab_cli("bench", *names, *sizes, *quick, "--json")
     assert result.code == 1
     (config,) = json.loads(result.stdout)["configs"]
-    assert [row["tier"] for row in config["rows"]] == ["tensors"]
+    assert [row["tier"] for row in config["rows"]] == ["honest"]
     refused = config["refused"]
     assert set(refused) == set(names[:-1])
-    assert "fails its audit (bare)" in refused["skips"]
-    assert "fails its audit (bare)" in refused["replays"]
+    for name in ("skips", "replays", "deferred", "converged", "strides", "in-parts", "threads"):
+        assert "fails its audit (bare)" in refused[name], name
+    assert "changes the settings of its process: threads" in refused["threads"]
+    assert "its optimizer is 'none'" in refused["nothing"]
     assert "fails its proof: full-batch: 8x6x5x3, bias, 32-true: step 0, grad_w1" in refused["forgetful"]
     assert "its process ended" in refused["vanishes"]
     text = layerlab_cli("bench", "skips", *sizes, *quick)
@@ -175,18 +285,102 @@ def test_the_interval_covers_the_median() -> None:
     assert covered / 2000 >= 0.95
 
 
-def test_the_way_is_audited_from_both_ends() -> None:
-    """What is the oracle's passes; a loss, a parameter or a step that is not is named."""
-    rng = np.random.default_rng(0)
-    start = Params(rng.standard_normal((4, 3)), rng.standard_normal((3, 2)))
-    way = Trajectory(start, rng.standard_normal((5, 4)), rng.standard_normal((5, 2)), "sgd", 1e-3)
-    losses, end = way.follow(20)
-    assert audit_way(way, losses, end) is None
-    odd = [*losses[:7], losses[6] * 2, *losses[8:]]
-    assert "timed step 7 gave the loss" in str(audit_way(way, odd, end))
-    assert "w2 is off" in str(audit_way(way, losses, end._replace(w2=start.w2)))
-    assert "w1 is off" in str(audit_way(way, losses, way.follow(18)[1]))
-    assert audit_way(way, [float("nan")] * 20, end) is not None
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_way_is_audited_step_by_step(optimizer: str) -> None:
+    """What is the oracle's passes; a loss, a step or a parameter that is not is named."""
+    recipe = Recipe(optimizer=optimizer)
+    about: Any = {"seed": 0, "precision": "32-true", "recipe": recipe, "bias": False}
+    problem = TimedProblem.draw((8, 6, 5, 3), steps=5000, **about)
+    way = problem.way((500, 4500))
+    losses, end = way.losses.tolist(), way.end
+    assert audit_way(way, losses, end, "32-true") is None
+    odd = [*losses[:7], losses[6] * 1.01, *losses[8:]]
+    assert "timed step 7 gave the loss" in str(audit_way(way, odd, end, "32-true"))
+    # of thousands of steps one loss that is given twice shows, wherever it is
+    for step in (1, 499, 501, 4999):
+        stale = [*losses[:step], losses[step - 1], *losses[step + 1 :]]
+        assert "timed step" in str(audit_way(way, stale, end, "32-true")), step
+    assert "w2 is off" in str(audit_way(way, losses, end._replace(w2=problem.start.w2), "32-true"))
+    assert "w1 is off" in str(audit_way(way, losses, problem.way((500, 4000)).end, "32-true"))
+    assert "4999 losses were given" in str(audit_way(way, losses[:-1], end, "32-true"))
+    assert audit_way(way, [float("nan")] * 5000, end, "32-true") is not None
+
+
+def test_nothing_converges_in_a_round() -> None:
+    """The last step still brings something, for whatever sizes and however many steps."""
+    for sizes in ((64, 20, 10, 4), (3, 5, 2, 2), (1, 4, 7, 2), (200, 3, 4, 1)):
+        for steps in (25, most_steps(sizes, "32-true")):
+            about: Any = {"seed": 1, "precision": "32-true", "recipe": Recipe(), "bias": True}
+            losses = TimedProblem.draw(sizes, steps=steps, **about).way((steps,)).losses
+            brings = -np.diff(losses)
+            assert 0.02 * brings[0] < brings[-1] < brings[0]
+
+
+def test_what_put_off_its_work_pays_for_it() -> None:
+    """No two rounds have the same problem, nor the warm-up and a round, nor two modes."""
+    seeds = [seed_of(3)] + [seed_of(3, n, mode) for n in range(4) for mode in ("floor", *MODES)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds[0] != seed_of(4)
+    assert seed_of(3, 2, "bare") == seed_of(3, 2, "bare")
+
+
+@pytest.fixture
+def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A worker that takes a minute for an answer."""
+    (tmp_path / "hangs.py").write_text(
+        "import sys, time\nfrom layerlab.benchmarking.processes import serve\n"
+        "class W:\n    def wait(self):\n        time.sleep(60)\n"
+        "    def end(self):\n        raise SystemExit('over')\nserve(W)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    return "hangs"
+
+
+def test_an_answer_is_waited_for_with_a_limit(hangs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is late is ended, and a refusal; a stop does not wait for it."""
+    with WorkerProcess(hangs) as worker:
+        worker.ask("begin")
+        with pytest.raises(Refused, match="end: SystemExit: over"):
+            worker.ask("end")
+        monkeypatch.setattr(processes, "LONGEST_SECONDS", 0.3)
+        with pytest.raises(Refused, match="did not answer 'wait'"):
+            worker.ask("wait")
+        with pytest.raises(Refused, match="its process ended"):
+            worker.ask("end")
+    stops: list[int] = []
+
+    def stop() -> None:
+        stops.append(1)
+        if len(stops) > 2:
+            raise Interrupted(signal.SIGINT)
+
+    with WorkerProcess(hangs, check=stop) as worker, pytest.raises(Interrupted):
+        worker.ask("wait")
+
+
+def test_a_picture_that_fails_loses_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    """The report is kept, and says why; a module of the standard library's name in the folder is not read."""
+    (folder / "benches").write_text("in the way")
+    (folder / "resource.py").write_text("raise RuntimeError('not this one')")
+    report = bench(["tensors"], modes=["bare"], **SMALL, **QUICK)
+    assert report.ok
+    assert report.picture == ""
+    assert "DataError" in report.picture_fault
+    assert [item.path for item in client.list_artifacts(report.run_id)] == ["bench.json"]
+    assert "no picture: DataError" in bench_text(report)
+    assert "range of 2 rounds" in bench_text(report)
+
+
+def test_problems_of_equal_work_are_drawn(tmp_path: Path) -> None:
+    """Other sizes may be as many operations: 2 hidden units on 8 rows, and 4 on 4."""
+    timing = Timing.of([1.0, 2.0])
+    row = Row("t", "d 1", {"bare": timing}, 1.0, 0.5, 1.0, timing, 1.0, 1.0, "")
+    configs = [Config(n, 5, hidden, 2, [row]) for n, hidden in ((8, 2), (4, 4))]
+    assert configs[0].operations == configs[1].operations
+    draw(tmp_path / "lines.png", BenchReport({}, "", 2, configs))
+    assert (tmp_path / "lines.png").is_file()
 
 
 def test_the_operations_of_a_step() -> None:
@@ -204,6 +398,7 @@ def test_the_operations_of_a_step() -> None:
         (["nn", "--hidden", "a,b"], "should be whole numbers"),
         (["nn", "--hidden", "0"], "hidden: sizes should be at least 1"),
         (["nn", "--rounds", 0], "rounds: should be at least 1"),
+        (["nn", "--seed", -1], "seed: should be 0 or more"),
         (["nn", "--seconds", 0], "seconds: should be above 0"),
         (["nn", "--mode", "bear"], "no mode is called 'bear'"),
         (["nn", "--precision", "bf16-mixed"], "precision: should be 32-true or 64-true"),

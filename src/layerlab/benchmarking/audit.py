@@ -1,15 +1,26 @@
 """No speed without proof: what was timed is compared with the oracle, on the very object that was timed.
 
 Two things are looked at. *That the work was done while the clock ran:* the oracle makes the same steps from
-the same start, and losses and parameters must have gone the same way. That is a comparison of trajectories,
-so it is not to rounding but to a few hundredths: enough to see steps that were skipped, or an answer given
-twice. *That it is still the right work:* the object then makes a few more steps on other rows in the same
-memory, each compared with the oracle within the bound of that one step.
+the same start on the same rows, and what every single step brought must be what it brings, to half a step.
+*That it is still the right work:* the object then makes a few more steps on other rows in the same memory,
+each compared with the oracle within the bound of that one step.
+
+How far two correct trainings may be apart. A parameter is rounded at every step, in the worst case always to
+the same side: after t steps by ``t u |p|``. An error that is there grows with the curvature, and `problem`
+chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
+e-fold, and e-fold once more for the units that ReLU switches a few steps earlier or later. The gradients' own
+rounding is a share of the way, ``terms u``. Adam divides by the gradient: where that is within its error of 0
+the update may be anything, which is so for about such a share of all entries, and in the norm the root of it.
+The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
+probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.
+
+What cannot be seen: a loss that was guessed to within its rounding is as good as one that was computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,75 +36,133 @@ if TYPE_CHECKING:
 
     from layerlab.tier import Array, Params, Precision, Tier
 
-STEPS_AFTER = 5
-# Of the way that the oracle went and of each of its losses; and of the first loss, beside which the last ones
-# of a training that converges are small differences of large numbers.
-_NEAR, _OF_THE_FIRST = 0.03, 1e-4
+# The optimizers whose steps the oracle can make.
+KNOWN = ("sgd", "adam")
+STEPS_AFTER = 3
+_GROWTH = math.e**2
 
 
-@dataclass
-class Trajectory:
-    """The oracle's own way from a start: made once, as far as it is asked for.
+@dataclass(frozen=True)
+class Way:
+    """The oracle's way from a start, over rows that change in between.
 
     Attributes:
         start: First parameters, float64.
-        x: Inputs, shape (N, n_in).
-        y: Targets, shape (N, n_out).
+        end: The parameters after the last step.
+        losses: The loss of every step.
+        slopes: The norm of the gradient at every step.
+        counts: How many steps were made on each of the rows.
+        rounding: How far a loss is off, in units of the roundoff.
+        terms: How many terms go into a loss, on its longest way.
         optimizer: "sgd" or "adam".
-        lr: Learning rate.
     """
 
     start: Params
-    x: Array
-    y: Array
+    end: Params
+    losses: Array
+    slopes: Array
+    rounding: Array
+    counts: tuple[int, ...]
+    terms: int
     optimizer: str
-    lr: float
-    _losses: list[float] = field(default_factory=list)
-    _ends: dict[int, Params] = field(default_factory=dict)
-
-    def follow(self, steps: int) -> tuple[list[float], Params]:
-        """The losses of so many steps, and the parameters after them."""
-        if steps not in self._ends:
-            params, losses = self.start, []
-            adam = Adam(self.lr)
-            for _ in range(steps):
-                loss, grads = gradients(params, self.x, self.y)
-                losses.append(loss)
-                adams = self.optimizer == "adam"
-                params = adam.update(params, grads) if adams else sgd(params, grads, lr=self.lr)
-            self._ends[steps] = params
-            if steps > len(self._losses):
-                self._losses = losses
-        return self._losses[:steps], self._ends[steps]
 
 
-def audit_way(way: Trajectory, losses: Sequence[float], end: Params) -> str | None:
+def follow(
+    start: Params, rows: Sequence[tuple[Array, Array]], counts: Sequence[int], *, optimizer: str, lr: float
+) -> Way:
+    """Makes the steps of a round in float64.
+
+    Args:
+        start: First parameters, float64.
+        rows: Inputs (N, n_in) and targets (N, n_out), float64.
+        counts: How many steps are made on each of them, one after the other.
+        optimizer: "sgd" or "adam".
+        lr: Learning rate.
+    """
+    params, adam = start, Adam(lr)
+    terms = rows[0][0].shape[1] + start.w2.shape[0] + rows[0][1].size
+    losses, slopes, rounding = [], [], []
+    for (x, y), count in zip(rows, counts, strict=True):
+        size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
+        for _ in range(count):
+            loss, grads = gradients(params, x, y)
+            losses.append(loss)
+            slopes.append(norm(grads))
+            rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
+            params = adam.update(params, grads) if optimizer == "adam" else sgd(params, grads, lr=lr)
+    seen = np.array(losses), np.array(slopes), np.array(rounding)
+    return Way(start, params, *seen, tuple(counts), terms, optimizer)
+
+
+def norm(params: Params) -> float:
+    """The Euclidean norm of all parameters together."""
+    return math.sqrt(sum(float(np.square(p).sum()) for p in params if p is not None))
+
+
+def audit_way(way: Way, losses: Sequence[float], end: Params, precision: Precision) -> str | None:
     """What shows that the steps of a round were not made, or None.
 
     Args:
         way: The oracle's way from the same start.
         losses: The losses of the round.
         end: The parameters after it.
+        precision: The precision of the run.
     """
-    expected, after = way.follow(len(losses))
-    allowed = _NEAR * np.abs(expected) + _OF_THE_FIRST * abs(expected[0])
-    wrong = ~(np.abs(np.subtract(losses, expected)) <= allowed)
+    if len(losses) != len(way.losses):
+        return f"{len(losses)} losses were given for {len(way.losses)} steps"
+    seen, expected = np.asarray(losses, np.float64), way.losses
+    u = Roundoff.of(precision).store
+    wander = _GROWTH * u * norm(way.start)  # of the parameters, a step
+    one_loss = u * way.rounding
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(seen - expected) <= one_loss + wander * np.arange(len(seen)) * way.slopes)
     if wrong.any():
         step = int(wrong.argmax())
-        return f"timed step {step} gave the loss {losses[step]:.6g}, and it is {expected[step]:.6g}"
-    for name, p in end._asdict().items():
-        if p is None:
+        return f"timed step {step} gave the loss {seen[step]:.6g}, and it is {expected[step]:.6g}"
+    first = 0
+    for count in way.counts:
+        part = slice(first, first + count)
+        brought, brings = -np.diff(seen[part]), -np.diff(expected[part])
+        noise = one_loss[part]
+        wrong = np.abs(brought - brings) > np.abs(brings) / 2 + noise[1:] + noise[:-1]
+        if wrong.any():
+            at = int(wrong.argmax())
+            said = f"timed step {first + at} brought the loss down by {brought[at]:.4g}"
+            return f"{said}, and it brings {brings[at]:.4g}"
+        first += count
+    return _audit_end(way, end, wander * len(losses), way.terms * u)
+
+
+def _audit_end(way: Way, end: Params, wandered: float, share: float) -> str | None:
+    went = norm(_minus(way.end, way.start))
+    if way.optimizer == "adam" and went:
+        share = math.sqrt(share + wandered / went)
+    for name, target in way.end._asdict().items():
+        if target is None:
             continue
-        target, start = getattr(after, name), getattr(way.start, name)
-        went, off = np.linalg.norm(target - start), np.linalg.norm(p - target)
-        if not off <= _NEAR * went:
-            share = off / went if went else float("inf")
-            return f"after {len(losses)} timed steps {name} is off by {share:.2g} of its way"
+        p = getattr(end, name)
+        if p is None or np.shape(p) != target.shape:
+            return f"after the timed steps {name} has not its shape"
+        off = float(np.linalg.norm(p - target))
+        if not off <= wandered + share * went:
+            own = float(np.linalg.norm(target - getattr(way.start, name)))
+            return (
+                f"after {sum(way.counts)} timed steps {name} is off by {off / own if own else math.inf:.2g} "
+                "of its way"
+            )
     return None
+
+
+def _minus(a: Params, b: Params) -> Params:
+    pairs = zip(a, b, strict=True)
+    return type(a)(*(None if p is None or q is None else p - q for p, q in pairs))  # type: ignore[arg-type]
 
 
 def audit_steps(tier: Tier, x: Tensor, y: Tensor, precision: Precision, lr: float, seed: int) -> str | None:
     """Where a timed object parts from the oracle in further steps, or None.
+
+    Its ``step``, which was timed, is judged as a whole; a tier that has its parts then makes as many steps in
+    parts, gradient by gradient.
 
     Args:
         tier: The object.
@@ -108,15 +177,16 @@ def audit_steps(tier: Tier, x: Tensor, y: Tensor, precision: Precision, lr: floa
     optimizer = tier.recipe.optimizer if tier.recipe.optimizer == "sgd" else "unknown"
     oracle = Oracle(optimizer, lr, Roundoff.of(precision))
     seen = Comparison()
-    for number in range(STEPS_AFTER):
+    ways = (False, True) if type(tier).splits_step() else (False,)
+    for number, split in enumerate(split for split in ways for _ in range(STEPS_AFTER)):
         for tensor in (x, y):
             tensor.copy_(_like(tensor, rng))
         before = as_float64(tier.params())
-        step = take_step(tier, x, y, split=type(tier).splits_step())
+        step = take_step(tier, x, y, split=split)
         exact = (tensor.detach().cpu().numpy().astype(np.float64) for tensor in (x, y))
         oracle.judge(seen, number, step, before, as_float64(tier.params()), *exact)
         if not seen.end_step():
-            return f"after the timing, {seen.part}"
+            return f"after the timing, {'in parts' if split else 'as a whole'}, {seen.part}"
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from layerlab.benchmarking.report import MODES
+from layerlab.benchmarking.report import MODES, interval_label
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,19 +47,22 @@ def _bars(axes: Any, report: BenchReport) -> None:
         error = {"ecolor": "0.25", "capsize": 2, "elinewidth": 1}
         axes.bar(places, medians, width, yerr=[low, high], label=mode, color=_COLOURS[i], error_kw=error)
     axes.set_xticks(range(len(config.rows)), [row.tier for row in config.rows], rotation=20)
-    axes.set(ylabel="microseconds a step", title=f"{config.label}: median and 95 % interval")
+    axes.set(
+        ylabel="microseconds a step", title=f"{config.label}: median and {interval_label(report.rounds)}"
+    )
 
 
 def _lines(axes: Any, report: BenchReport) -> None:
     """Time over work, both on log scales: a slope of 1 is a cost in proportion."""
     tiers = list(dict.fromkeys(row.tier for config in report.configs for row in config.rows))
     for i, tier in enumerate(tiers):
-        points = sorted(
+        points = [
             (config.operations, row.timings["bare"])
             for config in report.configs
             for row in config.rows
             if row.tier == tier
-        )
+        ]
+        points.sort(key=lambda point: (point[0], point[1].median))  # other sizes may be as much work
         work = [operations for operations, _ in points]
         medians = [timing.median * 1e6 for _, timing in points]
         error = [
@@ -73,5 +76,5 @@ def _lines(axes: Any, report: BenchReport) -> None:
         yscale="log",
         xlabel="operations of the five matrix products of a step",
         ylabel="microseconds a step, bare loop",
-        title="Cost over size: median and 95 % interval",
+        title=f"Cost over size: median and {interval_label(report.rounds)}",
     )

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 # What is measured of each tier: the tier alone, its framework, and its record.
 MODES = ("bare", "lightning", "tracked")
+# Of fewer the whole range holds the median with less than 95 %.
+FEWEST_ROUNDS = 6
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a step: the median of all rounds, and an interval for it.
+    """Seconds a step, or a ratio of two of them: the median of all rounds, and an interval for it.
 
     Attributes:
         median: The median.
-        low: Lower end of a 95 % interval, or of all rounds where there are fewer than six.
+        low: Lower end of a 95 % interval; where there are fewer than six rounds, of the range of them.
         high: Upper end.
         rounds: Every round.
     """
@@ -47,6 +49,18 @@ class Timing:
         middle = (ranked[(n - 1) // 2] + ranked[n // 2]) / 2
         return cls(middle, ranked[k], ranked[n - 1 - k], tuple(rounds))
 
+    def over(self, other: Timing) -> Timing:
+        """How many times as long it takes as another: the ratios round by round, with their interval.
+
+        A slow minute is in both sides of a ratio, and in one side only of a quotient of medians.
+        """
+        return Timing.of([a / b for a, b in zip(self.rounds, other.rounds, strict=True)])
+
+
+def interval_label(rounds: int) -> str:
+    """What lies between the ends of a timing: no interval at all can be given for a few rounds."""
+    return f"range of {rounds} rounds" if rounds < FEWEST_ROUNDS else "95 % interval"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,10 +70,13 @@ class Row:
         tier: The tier.
         distribution: The distribution that offers it, and its version.
         timings: By mode: "bare", "lightning", "tracked".
-        first_step: Seconds of the first step of all, compilation included.
+        first_step: Seconds of the first step on the problem, compilation included.
+        once: What of it is not in a later step: compilation, and what is set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
-        floor_share: The time of these products alone, measured in the same rounds, as a share of a bare step.
-        peak_mb: Most memory of the process, 10^6 bytes; on CUDA that of the tensors.
+        floor: These products alone, in the same process and rounds.
+        floor_share: Their time as a share of a bare step's.
+        peak_mb: The most memory that a bare round took beyond what the process had, 10^6 bytes; on CUDA that
+            of the tensors.
         proof: What was proven and audited.
     """
 
@@ -67,10 +84,36 @@ class Row:
     distribution: str
     timings: dict[str, Timing]
     first_step: float
+    once: float
     gflops: float
+    floor: Timing
     floor_share: float
     peak_mb: float
     proof: str
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """What somebody else's way to train takes on one problem.
+
+    Attributes:
+        peer: Its name.
+        distribution: The distribution that it is made with, and its version.
+        mode: What a step of it includes: "bare", or "tracked", every loss in MLflow.
+        timing: Seconds a step.
+        ratio: How many times as long it takes as `custom-module` in the same mode and rounds; None where that
+            was not measured.
+        ratio_ends: The ends of its interval; None as above.
+        audit: What was audited.
+    """
+
+    peer: str
+    distribution: str
+    mode: str
+    timing: Timing
+    ratio: float | None
+    ratio_ends: tuple[float, float] | None
+    audit: str
 
 
 @dataclass
@@ -84,6 +127,8 @@ class Config:
         d_out: Outputs.
         rows: The tiers that passed.
         refused: The tiers that did not, and why.
+        peers: What else was measured beside them, if that was asked for.
+        peers_refused: The peers that failed or did something else, and why.
     """
 
     batch_size: int
@@ -92,6 +137,8 @@ class Config:
     d_out: int
     rows: list[Row] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    peers: list[PeerRow] = field(default_factory=list)
+    peers_refused: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -113,10 +160,12 @@ class BenchReport:
         date: When, in UTC.
         rounds: Rounds of each tier, mode and problem.
         configs: One entry a problem.
+        peers_missing: The peers that are not installed, and what installs them.
         run_id: The MLflow run that holds the bench.
         experiment: Its experiment.
         tracking_uri: Where it is recorded, without credentials.
-        picture: The PNG.
+        picture: The PNG; empty where there is none.
+        picture_fault: Why it could not be drawn.
         unsent: What of the record could not be sent.
     """
 
@@ -124,16 +173,19 @@ class BenchReport:
     date: str
     rounds: int
     configs: list[Config] = field(default_factory=list)
+    peers_missing: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
     experiment: str = ""
     tracking_uri: str = ""
     picture: str = ""
+    picture_fault: str = ""
     unsent: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every tier that was asked for has its rows, and the record is whole."""
-        return self.unsent is None and not any(config.refused for config in self.configs)
+        """Whether all who were asked for and are installed have their rows, and the record is whole."""
+        refused = any(config.refused or config.peers_refused for config in self.configs)
+        return self.unsent is None and not refused
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import resource
-import signal
+import sqlite3
 import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from layerlab import registry
-from layerlab.benchmarking.audit import Trajectory, audit_steps, audit_way
+from layerlab.benchmarking.audit import KNOWN, audit_steps, audit_way
+from layerlab.benchmarking.machine import Peak, changed, machine, settings
+from layerlab.benchmarking.problem import TimedProblem, most_steps
+from layerlab.benchmarking.processes import serve
 from layerlab.conformance import check
-from layerlab.conformance.problems import Problem
-from layerlab.errors import LayerlabError, one_line
-from layerlab.reference import initial_params
+from layerlab.errors import TierError
 from layerlab.tier import host_copy
+from layerlab.tracking import Recorder, RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from layerlab.tier import Precision, Tier
+    from layerlab.tier import Params, Precision, Tier
+    from layerlab.tracking import Record
 
 # The proof that comes before the clock: the checks of the kit that say what is computed.
 PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forward-changes-nothing")
-WARM_UP = 5
-# Gradient descent that converges keeps rounding small over thousands of steps; Adam wants smaller steps.
-_RATES = {"sgd": 1.0, "adam": 0.1}
+# The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
+# them. A process that has waited for its turn is slow at first, and what happens once is no cost of a step.
+_SHORTER = 4
 
 
 class Worker:
@@ -44,155 +42,201 @@ class Worker:
         name: The tier.
         precision: The precision of the run.
         accelerator: "cpu" or "gpu".
+        store: The tracking store of its trainings; whoever asks removes it, for a worker is killed.
     """
 
-    def __init__(self, name: str, precision: Precision, accelerator: str) -> None:
+    def __init__(self, name: str, precision: Precision, accelerator: str, store: str) -> None:
+        self._settings = settings()  # before anything of the tier's is imported
         self.row = registry.find(name)
         self.tier_class = registry.load(self.row)
         self.precision, self.accelerator = precision, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         self.dtype = torch.float64 if precision == "64-true" else torch.float32
-        self._store: Any = None
-        self._timed: Any = None
+        self._store = store
+        self._recorder: Recorder | None = None
+        self._peak = 0
 
     def prove(self) -> dict[str, Any]:
-        """Puts the tier through the part of the conformance suite that says what it computes."""
+        """Puts the tier through the part of the conformance suite that says what it computes.
+
+        Raises:
+            TierError: Nobody but the tier knows what its steps should be.
+        """
+        optimizer = self.tier_class.recipe.optimizer
+        if optimizer not in KNOWN:
+            raise TierError(
+                f"its optimizer is '{optimizer}', and the oracle makes steps of {' and '.join(KNOWN)} only: "
+                "nothing would show that those that are timed were made"
+            )
         report = check(self.row.selector, only=PROOF, accelerator=self.accelerator)
         said = "; ".join(f"{failure.check}: {failure.detail}" for failure in report.failures)
         return {"ok": report.ok, "said": said or f"suite {report.suite}: {', '.join(PROOF)}"}
 
     def prepare(self, n: int, d_in: int, hidden: int, d_out: int, seed: int) -> dict[str, Any]:
-        """Makes the problem, and finds out how long a step takes."""
-        rng = np.random.default_rng(seed)
-        recipe = self.tier_class.recipe
-        bias = recipe.bias and self.tier_class.supports_bias
-        host = np.dtype(np.float64 if self.dtype is torch.float64 else np.float32)
-        start = initial_params(d_in, hidden, d_out, init="linear", bias=bias, seed=seed)
-        self.start = start.map(lambda p: p.astype(host))
-        self.x_host, self.y_host = (
-            rng.standard_normal(shape).astype(host) for shape in ((n, d_in), (n, d_out))
-        )
-        x64, y64 = (a.astype(np.float64) for a in (self.x_host, self.y_host))
-        problem = Problem("timed", self.start.map(lambda p: p.astype(np.float64)), ((x64, y64),))
-        self.lr = _RATES.get(recipe.optimizer, 1.0) * problem.learning_rate(recipe)
-        self.way = Trajectory(problem.params, x64, y64, recipe.optimizer, self.lr)
-        tier = self._tier()
-        x, y = self._tensors()
-        began = time.perf_counter()
-        float(host_copy(tier.step(x, y)))
-        first = time.perf_counter() - began
+        """Takes the sizes, and finds out how long a step takes: the first one, and one of many."""
+        self._sizes, self._peak = (n, d_in, hidden, d_out), 0
+        most = most_steps(self._sizes, self.precision)
+        # What was compiled earlier, here or in another bench, is no help in the first step.
+        folder = f"{self._store.removeprefix('sqlite:///')}-{'x'.join(map(str, self._sizes))}-inductor"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
+        problem = self._draw(most, seed)
+        x, y = self._tensors(problem, 0)
+        tier = self._tier(problem)
+        first = self._clock(lambda: float(host_copy(tier.step(x, y))))
         count, seconds = 1, 0.0
         while seconds < 0.05 and count < 1 << 16:
             count *= 2
             seconds = self._clock(partial(_repeat, tier.step, x, y, count))
-        return {"first_step": first, "step": seconds / count}
+        return {"first_step": first, "step": seconds / count, "most_steps": most}
 
-    def bare(self, steps: int) -> dict[str, Any]:
-        """The tier's own Python loop, which reads the loss of every step."""
-        tier = self._tier()
-        x, y = self._tensors()
+    def bare(self, steps: int, seed: int) -> dict[str, Any]:
+        """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
+
+        With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
+        """
+        few = max(1, steps // _SHORTER)
+        problem = self._draw(few + steps, seed)
+        peak = Peak(self.device)
+        tier = self._tier(problem)
+        x, y = self._tensors(problem, 0)
         step = tier.step
-        losses = [float(step(x, y)) for _ in range(WARM_UP)]
+        losses: list[float] = []
 
-        def loop() -> None:
-            for _ in range(steps):
+        def loop(count: int) -> None:
+            for _ in range(count):
                 losses.append(float(step(x, y)))  # noqa: PERF401 -- it is this loop that is timed
 
-        seconds = self._clock(loop)
-        return {"step": seconds / steps, **self._audit(tier, losses, x, y)}
+        def timed() -> Params:
+            loop(steps)
+            return tier.params()
 
-    def floor(self, steps: int) -> dict[str, Any]:
+        loop(few)
+        fault = changed(self._settings)
+        self._overwrite((x, y), problem)
+        ends: list[Params] = []
+        seconds = self._clock(lambda: ends.append(timed()))
+        self._peak = max(self._peak, peak.grown())
+        fault = fault or self._audit(tier, problem, (few, steps), losses, ends[0], (x, y))
+        return {"step": seconds / steps, "fault": fault}
+
+    def floor(self, steps: int, seed: int) -> dict[str, Any]:
         """The five matrix products of a step and nothing else, results preallocated."""
-        x, y = self._tensors()
-        w1, w2 = (torch.tensor(w, device=self.device) for w in (self.start.w1, self.start.w2))
+        problem = self._draw(steps, seed)
+        x, y = self._tensors(problem, 0)
+        w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
         h, y_pred = x.mm(w1), torch.empty_like(y)
         grad_h, grad_w1, grad_w2 = (torch.empty_like(t) for t in (h, w1, w2))
+        x_t, h_t, w2_t, mm = x.t(), h.t(), w2.t(), torch.mm
 
-        def loop() -> None:
-            for _ in range(steps):
-                torch.mm(x, w1, out=h)
-                torch.mm(h, w2, out=y_pred)
-                torch.mm(h.t(), y, out=grad_w2)
-                torch.mm(y, w2.t(), out=grad_h)
-                torch.mm(x.t(), grad_h, out=grad_w1)
+        def loop(count: int) -> None:
+            for _ in range(count):
+                mm(x, w1, out=h)
+                mm(h, w2, out=y_pred)
+                mm(h_t, y, out=grad_w2)
+                mm(y, w2_t, out=grad_h)
+                mm(x_t, grad_h, out=grad_w1)
 
-        return {"step": self._clock(loop) / steps}
+        loop(max(1, steps // _SHORTER))
+        return {"step": self._clock(partial(loop, steps)) / steps}
 
-    def lightning(self, steps: int) -> dict[str, Any]:
+    def lightning(self, steps: int, seed: int) -> dict[str, Any]:
         """The same steps under a Lightning Trainer, nothing recorded."""
-        return self._trained(steps, None)
+        seconds, timed, fault, _ = self._training(steps, seed, None)
+        return {"step": seconds / timed, "fault": fault}
 
-    def tracked(self, steps: int) -> dict[str, Any]:
-        """The same under Lightning, every loss in MLflow, until the last one is there."""
-        from layerlab.tracking import RunInfo, Store
+    def tracked(self, steps: int, seed: int) -> dict[str, Any]:
+        """The same under Lightning, every loss in MLflow, until the last one is there.
 
-        if self._store is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="layerlab-bench-")
-            self._store = Store(f"sqlite:///{self._folder.name}/mlflow.db")
-        record = self._store.start_run(RunInfo("bench", self.row.name, {}, {}, None, None))
-        try:
-            return self._trained(steps, record)
-        finally:
-            record.finish("FINISHED")
+        What the store takes for them after the training is in it, but for what it takes to close a run with
+        one loss: that happens once.
+        """
+        if self._recorder is None:
+            self._recorder = Recorder()
+            self._recorder.open(self._store, "bench")
+            self._recorder.opened()
+        with_one = self._recorder.start_run(RunInfo("bench", "one loss", {}, {}))
+        with_one.log_losses(0, np.zeros(1), time.time(), time.time())
+        once, _ = _closed(with_one)
+        record = self._recorder.start_run(RunInfo("bench", self.row.name, {}, {}))
+        record.started()
+        seconds, timed, fault, losses = self._training(steps, seed, record)
+        closing, unsent = _closed(record)
+        sending = max(0.0, closing - once) * timed / len(losses)
+        if unsent is not None:
+            fault = fault or f"the record is not whole: {unsent}"
+        fault = fault or _audit_record(self._store, record.run_id, losses)
+        return {"step": (seconds + sending) / timed, "fault": fault}
 
     def facts(self) -> dict[str, Any]:
-        """The machine and the settings, as this process sees them; and its peak of memory."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        clock = time.get_clock_info("perf_counter")
-        return {
-            "peak_mb": peak / 1e6,
-            "machine": {
-                "platform": platform.platform(),
-                "processor": _processor(),
-                "cores": os.cpu_count(),
-                "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
-                "threads": torch.get_num_threads(),
-                "tf32": torch.backends.cuda.matmul.allow_tf32,
-                "float32_matmul_precision": torch.get_float32_matmul_precision(),
-                "cuda_allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
-                "clock": f"{clock.implementation}, {clock.resolution:g} s",
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
-        }
+        """The machine and the settings, as this process sees them; and the memory of its bare rounds."""
+        return {"peak_mb": self._peak / 1e6, "machine": machine(self.device)}
 
-    def _trained(self, steps: int, record: Any) -> dict[str, Any]:
+    def _training(
+        self, steps: int, seed: int, record: Record | None
+    ) -> tuple[float, int, str | None, list[float]]:
+        """The seconds of the later blocks of a training, the steps in them, what is wrong, and all losses."""
         from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
 
-        x, y = self.x_host.copy(), self.y_host.copy()  # the audit overwrites what it has timed
-        clock = _Clock(record)
+        few = max(1, steps // _SHORTER)
+        problem = self._draw(few + steps, seed)
+        x, y = (a.copy() for a in problem.rows[0])  # they are overwritten
+        kept = _Kept(record, few, few + steps)
         module = TierModule(
             self.tier_class,
-            self.start,
+            problem.start,
             TrainingData(x, y, x[:0], y[:0]),
-            lr=self.lr,
+            lr=problem.lr,
             batch_size=len(x),
-            sink=clock,
+            sink=kept,
         )
+
+        def turn() -> None:
+            self._overwrite((module.batches.x, module.batches.y), problem)
+
+        def end() -> Params:
+            params: Params = module.tier.params()
+            self._synchronise()
+            return params
+
+        kept.turn, kept.end = turn, end
         with quiet_lightning():
             trainer = make_trainer(
                 accelerator="cuda" if self.accelerator == "gpu" else "cpu",
                 precision=self.precision,
-                max_steps=steps,
+                max_steps=few + steps,
                 validate=False,
             )
             trainer.fit(module)
-        if record is not None:
-            record.drain()
-        ended = time.perf_counter()
-        # From the end of the first block on: what is set up once is no cost of a step.
-        first_steps, first_ended = clock.first
-        seconds = (ended - first_ended) / (steps - first_steps)
-        return {"step": seconds, **self._audit(module.tier, clock.losses, module.batches.x, module.batches.y)}
+        counts = kept.warm, few + steps - kept.warm
+        batch = module.batches.x, module.batches.y
+        fault = self._audit(module.tier, problem, counts, kept.losses, kept.params, batch)
+        return kept.ended - kept.began, counts[1], fault, kept.losses
 
-    def _tier(self) -> Tier:
-        return self.tier_class(self.start, lr=self.lr, device=self.device, dtype=self.dtype)
+    def _draw(self, steps: int, seed: int) -> TimedProblem:
+        recipe = self.tier_class.recipe
+        return TimedProblem.draw(
+            self._sizes,
+            steps=steps,
+            seed=seed,
+            precision=self.precision,
+            recipe=recipe,
+            bias=recipe.bias and self.tier_class.supports_bias,
+        )
 
-    def _tensors(self) -> tuple[Any, Any]:
-        return tuple(torch.tensor(a, device=self.device) for a in (self.x_host, self.y_host))  # type: ignore[return-value]
+    def _tier(self, problem: TimedProblem) -> Tier:
+        return self.tier_class(problem.start, lr=problem.lr, device=self.device, dtype=self.dtype)
+
+    def _tensors(self, problem: TimedProblem, which: int) -> tuple[Any, Any]:
+        x, y = (torch.tensor(a, device=self.device) for a in problem.rows[which])
+        return x, y
+
+    def _overwrite(self, batch: tuple[Any, Any], problem: TimedProblem) -> None:
+        """Other rows into the same memory, just before the clock starts."""
+        for tensor, array in zip(batch, problem.rows[1], strict=True):
+            tensor.copy_(torch.from_numpy(array))
+        self._synchronise()
 
     def _clock(self, work: Callable[[], Any]) -> float:
         self._synchronise()
@@ -205,12 +249,21 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _audit(self, tier: Tier, losses: list[float], x: Any, y: Any) -> dict[str, Any]:
-        fault = None
-        if self.tier_class.recipe.optimizer in ("sgd", "adam"):
-            fault = audit_way(self.way, losses, tier.params())
-        fault = fault or audit_steps(tier, x, y, self.precision, self.lr, seed=len(losses))
-        return {"fault": fault}
+    def _audit(
+        self,
+        tier: Tier,
+        problem: TimedProblem,
+        counts: tuple[int, int],
+        losses: list[float],
+        end: Params,
+        batch: tuple[Any, Any],
+    ) -> str | None:
+        return (
+            changed(self._settings)
+            or audit_way(problem.way(counts), losses, end, self.precision)
+            or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
+            or changed(self._settings)
+        )
 
 
 def _repeat(step: Callable[..., Any], x: Any, y: Any, count: int) -> None:
@@ -218,53 +271,65 @@ def _repeat(step: Callable[..., Any], x: Any, y: Any, count: int) -> None:
         float(step(x, y))
 
 
-class _Clock:
-    """A sink that notes when blocks end, and hands on to a record if there is one."""
+def _closed(record: Record) -> tuple[float, str | None]:
+    """The seconds in which a store has all of a run, and what it does not have after them, or None."""
+    record.started()
+    began = time.perf_counter()
+    unsent = record.finish("FINISHED").unsent()
+    return time.perf_counter() - began, None if unsent is None else unsent.reason
 
-    def __init__(self, record: Any) -> None:
-        self._record = record
-        self.first = (0, 0.0)
+
+def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:
+    """What of the losses is not in the store as it was computed, or None.
+
+    The table is read, and not MLflow asked: importing it here would cost more than all rounds.
+    """
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
+        found = database.execute(
+            "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = 'loss' ORDER BY step", (run_id,)
+        ).fetchall()
+    database.close()
+    if found == list(enumerate(losses)):
+        return None
+    return f"the store has {len(found)} losses of {len(losses)}, or others than were computed"
+
+
+class _Kept:
+    """A sink that keeps the losses and looks at the clock, and hands them on to a record if there is one.
+
+    The clock runs from the end of the block that ends the first part to that of the last block. The block's
+    losses were read when a sink gets them: nothing runs on the device.
+    """
+
+    turn: Callable[[], None]
+    end: Callable[[], Params]
+    params: Params
+
+    def __init__(self, record: Record | None, few: int, steps: int) -> None:
+        self._record, self._few, self._steps = record, few, steps
         self.losses: list[float] = []
+        self.warm = 0
+        self.began = self.ended = 0.0
 
     def log_losses(self, first_step: int, losses: Any, began: float, ended: float) -> None:
         if self._record is not None:
             self._record.log_losses(first_step, losses, began, ended)
         self.losses += losses.tolist()
-        if first_step == 0:
-            self.first = len(losses), time.perf_counter()
+        if not self.warm and len(self.losses) >= self._few:
+            self.warm = len(self.losses)
+            self.turn()
+            self.began = time.perf_counter()
+        elif len(self.losses) == self._steps:
+            self.params = self.end()
+            self.ended = time.perf_counter()
 
     def log_metrics(self, step: int, metrics: Any) -> None:
         """There is no validation."""
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
 def main() -> None:
     """Answers until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator says when it is over
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # whatever a tier prints is no answer
-        worker: Any = None
-        for line in sys.stdin:
-            request = json.loads(line)
-            method = request.pop("do")
-            try:
-                if method == "begin":
-                    worker, answer = Worker(**request), {}
-                else:
-                    answer = getattr(worker, method)(**request)
-            except LayerlabError as error:
-                answer = {"error": str(error)}
-            except (Exception, SystemExit) as error:  # noqa: BLE001 -- the coordinator tells of it
-                answer = {"error": one_line(f"{type(error).__name__}: {error}")}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+    serve(Worker)
 
 
 if __name__ == "__main__":

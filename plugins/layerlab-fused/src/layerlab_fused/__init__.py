@@ -21,14 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = ["FusedTier"]
 
+# The derivative of relu times what came in, in place: one operation, where a mask would be two.
+_relu_backward = torch.ops.aten.threshold_backward.grad_input
+
 
 @dataclass(frozen=True)
 class _Buffers:
-    """Results of a step that the next one overwrites, for one batch size."""
+    """What a step writes and the next one overwrites, and every view of it that a step needs."""
 
     h: Tensor  # (N, H)
+    h_t: Tensor  # (H, N), a view
     grad_h: Tensor  # (N, H)
+    grad_h_t: Tensor  # (H, N), a view
     diff: Tensor  # (N, D_out)
+    diff_t: Tensor  # (D_out, N), a view
+    diff_flat: Tensor  # (N * D_out,), a view
+    ones: Tensor  # (N,)
+
+    @classmethod
+    def like(cls, x: Tensor, hidden: int, n_out: int) -> _Buffers:
+        """Buffers for batches of the size, dtype and device of ``x``."""
+        n = len(x)
+        h, grad_h, diff = (x.new_empty(n, width) for width in (hidden, hidden, n_out))
+        return cls(h, h.t(), grad_h, grad_h.t(), diff, diff.t(), diff.view(-1), x.new_ones(n))
 
 
 class FusedTier(Tier):
@@ -44,35 +59,39 @@ class FusedTier(Tier):
 
         # The loss is a sum of squares: the factor 2 of its derivative goes into the rate.
         self._rate = -2 * lr
-        self._w1, self._w2 = tensor(params.w1), tensor(params.w2)  # (D_in, H), (H, D_out)
+        # The first layer is kept transposed: its update is then a product that is written row by row.
+        self._w1_t = tensor(params.w1.T.copy())  # (H, D_in)
+        self._w1 = self._w1_t.t()  # (D_in, H), a view
+        self._w2 = tensor(params.w2)  # (H, D_out)
+        self._w2_t = self._w2.t()  # (D_out, H), a view
         self._b1 = None if params.b1 is None else tensor(params.b1)  # (H,)
         self._b2 = None if params.b2 is None else tensor(params.b2)  # (D_out,)
         self._made: dict[int, _Buffers] = {}
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """Predictions, shape (N, D_out)."""
         h = x.mm(self._w1) if self._b1 is None else torch.addmm(self._b1, x, self._w1)
-        h.clamp_(min=0)  # (N, H)
+        h.relu_()  # (N, H)
         return h.mm(self._w2) if self._b2 is None else torch.addmm(self._b2, h, self._w2)
 
-    @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """One step of gradient descent; the loss before the update, 0-d."""
-        b = self._buffers(x)
-        _linear(x, self._w1, self._b1, out=b.h)
-        b.h.clamp_(min=0)  # (N, H)
-        _linear(b.h, self._w2, self._b2, out=b.diff)
-        b.diff.sub_(y)  # (N, D_out): half the gradient by y_pred
-        loss: Tensor = torch.linalg.vecdot(b.diff.view(-1), b.diff.view(-1))
-        torch.mm(b.diff, self._w2.t(), out=b.grad_h)
-        # h is 0 exactly where the pre-activation was not positive: the sign of h is the mask.
-        b.grad_h.mul_(b.h.sign())  # (N, H)
-        self._w2.addmm_(b.h.t(), b.diff, alpha=self._rate)
-        self._w1.addmm_(x.t(), b.grad_h, alpha=self._rate)
+        b = self._made.get(len(x)) or self._buffers(x)
+        h, grad_h, diff = b.h, b.grad_h, b.diff
+        _linear(x, self._w1, self._b1, out=h)
+        h.relu_()  # (N, H)
+        _linear(h, self._w2, self._b2, out=diff)
+        diff.sub_(y)  # (N, D_out): half the gradient by y_pred
+        loss: Tensor = b.diff_flat.dot(b.diff_flat)
+        torch.mm(diff, self._w2_t, out=grad_h)
+        # h is 0 exactly where the pre-activation was not positive: what relu lets through is seen in it.
+        _relu_backward(grad_h, h, 0, grad_input=grad_h)  # (N, H)
+        self._w2.addmm_(b.h_t, diff, alpha=self._rate)
+        self._w1_t.addmm_(b.grad_h_t, x, alpha=self._rate)
         if self._b1 is not None and self._b2 is not None:
-            self._b1.add_(b.grad_h.sum(dim=0), alpha=self._rate)
-            self._b2.add_(b.diff.sum(dim=0), alpha=self._rate)
+            # sums over the batch, as products with ones: one operation with the update
+            self._b1.addmv_(b.grad_h_t, b.ones, alpha=self._rate)
+            self._b2.addmv_(b.diff_t, b.ones, alpha=self._rate)
         return loss
 
     def params(self) -> Params:
@@ -89,13 +108,8 @@ class FusedTier(Tier):
             getattr(self, f"_{name}").copy_(torch.as_tensor(value))
 
     def _buffers(self, x: Tensor) -> _Buffers:
-        n = len(x)
-        if n not in self._made:
-            hidden, n_out = self._w2.shape
-            self._made[n] = _Buffers(
-                h=x.new_empty(n, hidden), grad_h=x.new_empty(n, hidden), diff=x.new_empty(n, n_out)
-            )
-        return self._made[n]
+        self._made[len(x)] = made = _Buffers.like(x, *self._w2.shape)
+        return made
 
 
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None, *, out: Tensor) -> None:

@@ -1,0 +1,97 @@
+"""What a worker's process says of itself: machine, settings, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+def settings() -> dict[str, Any]:
+    """What makes everybody faster or slower: the same for all tiers, and not theirs to change."""
+    return {
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cuda_allocator": next((os.environ[key] for key in _ALLOCATOR if key in os.environ), "default"),
+    }
+
+
+def changed(before: dict[str, Any]) -> str | None:
+    """Which settings are no longer what they were, or None."""
+    now = settings()
+    said = [f"{key} from {before[key]} to {now[key]}" for key in before if now[key] != before[key]]
+    return f"changes the settings of its process: {', '.join(said)}" if said else None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The machine, the settings and the versions."""
+    clock = time.get_clock_info("perf_counter")
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        **settings(),
+        "clock": f"{clock.implementation}, {clock.resolution:g} s",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+class Peak:
+    """The most memory that is held from here on beyond what is held now.
+
+    On CUDA that of the tensors. On Linux the pages of the process, whose high-water mark is put back here.
+    Where that cannot be done, only what goes beyond the highest mark of the process's life is seen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+        except OSError:
+            self._before = _highest()
+        else:
+            self._before = _status("VmRSS") or _highest()
+
+    def grown(self) -> int:
+        """The bytes by which it grew."""
+        if self._device.type == "cuda":
+            return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
+        return max(0, (_status("VmHWM") or _highest()) - self._before)
+
+
+def _highest() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _status(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,124 @@
+"""The coordinator's side of the peers: who is there, and their part of every round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from layerlab.benchmarking.peers import EXTRA, PEERS
+from layerlab.benchmarking.problem import most_steps
+from layerlab.benchmarking.processes import Refused, WorkerProcess
+from layerlab.benchmarking.report import PeerRow, Timing
+from layerlab.benchmarking.seeds import seed_of
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from layerlab.benchmarking.report import BenchReport, Config
+    from layerlab.report import Observer
+    from layerlab.signals import StopSignals
+    from layerlab.tier import Precision
+
+WORKER = "layerlab.benchmarking.peers.worker"
+# The tier that does the same job with the same module; what a peer takes is told as a multiple of it.
+OURS = "custom-module"
+_FEWEST_STEPS = 20
+
+
+class PeerRounds:
+    """The peers' workers and times.
+
+    Args:
+        report: Is told who is not installed.
+        seconds: About how long a round of a peer is.
+        seed: What problems are drawn from.
+        observer: Told what happens.
+        stop: Asked before every question.
+        stack: Ends the processes.
+    """
+
+    def __init__(
+        self,
+        report: BenchReport,
+        *,
+        seconds: float,
+        seed: int,
+        observer: Observer,
+        stop: StopSignals,
+        stack: ExitStack,
+    ) -> None:
+        self._report, self._seconds, self._seed = report, seconds, seed
+        self._observer, self._stop = observer, stop
+        # Before the workers, so that it is removed after they are gone.
+        self._folder = stack.enter_context(TemporaryDirectory(prefix="layerlab-peers-"))
+        self._workers = {name: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for name in PEERS}
+        self._installed: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+
+    def begin(self, precision: Precision, accelerator: str) -> None:
+        """Finds out who is installed."""
+        for name, worker in self._workers.items():
+            self._stop.check()
+            self._observer.stage(f"starting {name}")
+            try:
+                folder = str(Path(self._folder, name))
+                worker.ask("begin", name=name, precision=precision, accelerator=accelerator, folder=folder)
+                installed = worker.ask("find")["installed"]
+            except Refused as reason:
+                self._refused[name] = str(reason)
+                continue
+            if installed is None:
+                self._report.peers_missing[name] = EXTRA
+            else:
+                self._installed[name] = installed
+
+    def prepare(self, config: Config) -> None:
+        """Gives them a problem."""
+        config.peers_refused |= self._refused
+        self._times: dict[str, list[float]] = {}
+        self._paces: dict[str, float] = {}
+        sizes = {"n": config.batch_size, "d_in": config.d_in, "hidden": config.hidden, "d_out": config.d_out}
+        for name in self._installed:
+            self._observer.stage(f"{config.label}: warming up {name}")
+            pace = self._ask(config, name, "prepare", **sizes, seed=seed_of(self._seed), steps=_FEWEST_STEPS)
+            if pace is not None:
+                self._paces[name], self._times[name] = pace, []
+
+    def round(self, number: int, config: Config) -> None:
+        """One round of each; another one begins each time."""
+        names = [name for name in self._times if name not in config.peers_refused]
+        turned = names[number % len(names) :] + names[: number % len(names)] if names else []
+        for name in turned:
+            sizes = config.batch_size, config.d_in, config.hidden, config.d_out
+            most = most_steps(sizes, "32-true")
+            steps = max(_FEWEST_STEPS, min(round(self._seconds / self._paces[name]), most))
+            seed = seed_of(self._seed, number, PEERS[name].mode)
+            step = self._ask(config, name, "time", steps=steps, seed=seed)
+            if step is not None:
+                self._times[name].append(step)
+
+    def end(self, config: Config) -> None:
+        """Writes their rows, beside those of the tiers."""
+        ours = next((row.timings for row in config.rows if row.tier == OURS), {})
+        for name, times in self._times.items():
+            if name in config.peers_refused:
+                continue
+            mode, timing = PEERS[name].mode, Timing.of(times)
+            over = timing.over(ours[mode]) if mode in ours else None
+            audit = "losses and parameters of every round followed the oracle's"
+            ratio, ends = (None, None) if over is None else (over.median, (over.low, over.high))
+            config.peers.append(PeerRow(name, self._installed[name], mode, timing, ratio, ends, audit))
+
+    def _ask(self, config: Config, name: str, what: str, **arguments: int) -> float | None:
+        self._stop.check()
+        try:
+            answer = self._workers[name].ask(what, **arguments)
+        except Refused as reason:
+            config.peers_refused[name] = str(reason)
+            return None
+        if answer["fault"]:
+            config.peers_refused[name] = f"fails its audit ({PEERS[name].mode}): {answer['fault']}"
+            return None
+        step: float = answer["step"]
+        return step

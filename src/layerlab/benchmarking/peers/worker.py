@@ -1,0 +1,98 @@
+"""One peer in a process of its own, asked by the coordinator."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerlab.benchmarking.audit import audit_way
+from layerlab.benchmarking.peers import PEERS
+from layerlab.benchmarking.peers.job import Job
+from layerlab.benchmarking.problem import TimedProblem
+from layerlab.benchmarking.processes import serve
+from layerlab.errors import AcceleratorError
+from layerlab.tiers.custom_module import CustomModuleTier
+
+if TYPE_CHECKING:
+    from layerlab.tier import Precision
+
+
+class PeerWorker:
+    """A peer, and the problem it is timed on.
+
+    Args:
+        name: The peer.
+        precision: The precision of the run.
+        accelerator: "cpu" or "gpu".
+        folder: A folder of its own, to be made; whoever asks removes it, for a worker is killed.
+    """
+
+    def __init__(self, name: str, precision: Precision, accelerator: str, folder: str) -> None:
+        self.peer, self.precision = PEERS[name], precision
+        self.device = "cuda" if accelerator == "gpu" else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise AcceleratorError("there is no GPU on this machine", hint="--accelerator cpu")
+        os.environ["KERAS_TORCH_DEVICE"] = self.device
+        self.folder = Path(folder)
+        self.folder.mkdir()
+        os.chdir(folder)  # what a script leaves behind
+
+    def find(self) -> dict[str, Any]:
+        """Imports what the peer is made of: which version it is, or that it is not installed."""
+        try:
+            self.script: Any = importlib.import_module(self.peer.module)
+        except ModuleNotFoundError as error:
+            if error.name != self.peer.package:
+                raise
+            return {"installed": None}
+        return {"installed": f"{self.peer.distribution} {version(self.peer.distribution)}"}
+
+    def prepare(self, n: int, d_in: int, hidden: int, d_out: int, seed: int, steps: int) -> dict[str, Any]:
+        """Takes the sizes, and finds out about how long a step takes."""
+        self._sizes = n, d_in, hidden, d_out
+        return self.time(steps, seed)
+
+    def time(self, steps: int, seed: int) -> dict[str, Any]:
+        """Seconds a step of a new training, and what shows that it was not made, or None."""
+        problem = TimedProblem.draw(
+            self._sizes,
+            steps=steps + steps // 4,
+            seed=seed,
+            precision=self.precision,
+            recipe=CustomModuleTier.recipe,
+            bias=True,
+        )
+        x, y = problem.rows[0]
+        job = Job(
+            problem.start.map(lambda p: p.copy()),
+            x.copy(),
+            y.copy(),
+            problem.lr,
+            steps,
+            self.precision,
+            self.device,
+            self.folder,
+        )
+        made = self.script.train(job)
+        if not job.begun == job.steps == len(made.losses):
+            counts = f"{job.begun} steps began and {len(made.losses)} losses were kept"
+            return {"fault": f"of {job.steps} steps {counts}"}
+        way = problem.way((job.steps,))
+        # Whatever they compute in, some of them keep a loss in single precision.
+        return {"step": job.seconds, "fault": audit_way(way, made.losses, made.end, "32-true")}
+
+
+def main() -> None:
+    """Answers until stdin ends."""
+    # What other people's programs tell of themselves on the way is not ours to show.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    serve(PeerWorker)
+
+
+if __name__ == "__main__":
+    main()

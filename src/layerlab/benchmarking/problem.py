@@ -1,0 +1,121 @@
+"""The problem that everybody is timed on: drawn from sizes, a seed and a number of steps alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerlab.benchmarking.audit import Way, follow, norm
+from layerlab.reference import forward, gradients, initial_params
+from layerlab.rounding import Roundoff, zip_params
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerlab.tier import Array, Params, Precision, Recipe
+
+# Beside what can be learnt there is this much that no network fits: nothing converges to 0.
+_NOISE = 0.5
+# Rows at which every unit is dead teach nothing; of few rows and units they are drawn at times.
+_DRAWS = 50
+_FEWEST_STEPS, _MOST_STEPS = 20, 5000
+
+
+def most_steps(sizes: tuple[int, int, int, int], precision: Precision) -> int:
+    """How many steps a round may have for each of them to be seen in the losses.
+
+    All of them together bring about a tenth of the loss or more. A loss is rounded by ``u sqrt(terms)`` of
+    itself, and there are two in a difference; that is to be at most a quarter of what one step brings.
+    """
+    n, d_in, hidden, d_out = sizes
+    rounding = Roundoff.of(precision).store * math.sqrt(d_in + hidden + n * d_out)
+    return max(_FEWEST_STEPS, min(int(0.1 / (8 * rounding)), _MOST_STEPS))
+
+
+@dataclass(frozen=True)
+class TimedProblem:
+    """What is trained while the clock runs.
+
+    Attributes:
+        start: First parameters, in the dtype of the run.
+        rows: Inputs (N, D_in) and targets (N, D_out), twice: for the steps before the clock starts and, since
+            what is known beforehand can be worked at beforehand, others for those that are timed.
+        lr: Learning rate.
+        optimizer: "sgd" or "adam".
+    """
+
+    start: Params
+    rows: tuple[tuple[Array, Array], tuple[Array, Array]]
+    lr: float
+    optimizer: str
+
+    @classmethod
+    def draw(
+        cls,
+        sizes: tuple[int, int, int, int],
+        *,
+        steps: int,
+        seed: int,
+        precision: Precision,
+        recipe: Recipe,
+        bias: bool,
+    ) -> TimedProblem:
+        """The problem of these sizes (N, D_in, H, D_out), with a rate at which so many steps end half-way."""
+        n, d_in, hidden, d_out = sizes
+        rng = np.random.default_rng(seed)
+        host = np.dtype(np.float64 if precision == "64-true" else np.float32)
+        teacher = rng.standard_normal((d_in, d_out)) / math.sqrt(d_in)
+        drawn = initial_params(d_in, hidden, d_out, init="linear", bias=bias, seed=seed)
+
+        def rows() -> tuple[Array, Array]:
+            for _ in range(_DRAWS):
+                x = rng.standard_normal((n, d_in))
+                if (forward(drawn, x) != (0 if drawn.b2 is None else drawn.b2)).any():
+                    break
+            y = x @ teacher + _NOISE * rng.standard_normal((n, d_out))
+            return x.astype(host), y.astype(host)
+
+        start = drawn.map(lambda p: p.astype(host))
+        both = rows(), rows()
+        return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer)
+
+    def way(self, counts: Sequence[int]) -> Way:
+        """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""
+        start = self.start.map(_wide)
+        rows = [(_wide(x), _wide(y)) for x, y in self.rows[: len(counts)]]
+        return follow(start, rows, counts, optimizer=self.optimizer, lr=self.lr)
+
+
+def rate(start: Params, rows: tuple[Array, Array], recipe: Recipe, steps: int) -> float:
+    """The rate at which ``steps`` steps go as far as to the lowest point in the direction of the first one.
+
+    Along the gradient that is 1 / curvature, in which gradient descent comes nearer by a factor of e: nothing
+    has converged at the end of a round, so that its last step still brings something.
+    """
+    params, x, y = start.map(_wide), *(_wide(a) for a in rows)
+    _, grads = gradients(params, x, y)
+    direction = grads.map(np.sign) if recipe.optimizer == "adam" else grads
+    length = norm(direction)
+    if not length:  # all units are dead: nothing will move
+        return recipe.lr
+    small = 1e-5 * norm(params) / length
+    _, beside = gradients(zip_params(lambda p, d: p - small * d, params, direction), x, y)
+    slope, less = (
+        sum(
+            float((g * d).sum())
+            for g, d in zip(gs, direction, strict=True)
+            if g is not None and d is not None
+        )
+        for gs in (grads, beside)
+    )
+    curvature = abs(slope - less) / small
+    # Nor further than the parameters are from 0, where a straight line has no lowest point.
+    far = norm(params) / length
+    return min(slope / curvature if curvature else far, far) / max(steps, _FEWEST_STEPS)
+
+
+def _wide(a: Array) -> Array:
+    return a.astype(np.float64)

@@ -1,0 +1,120 @@
+"""The two ends of a worker process: a line of JSON each way."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from layerlab.errors import LayerlabError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Far longer than any answer takes: a process that is as late will not answer.
+LONGEST_SECONDS = 1800.0
+# How often somebody who waits for an answer looks whether to stop.
+_LOOK = 0.1
+
+
+class Refused(Exception):  # noqa: N818 -- nothing of ours went wrong
+    """Somebody gets no row; the message says why."""
+
+
+class WorkerProcess:
+    """The coordinator's end.
+
+    Args:
+        module: The module that is run; its main is `serve`.
+        check: Called while an answer is waited for; it raises to stop waiting.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._module, self._check = module, check
+        self._read = b""
+
+    def __enter__(self) -> WorkerProcess:
+        self._process = subprocess.Popen(
+            # -P: a file called torch.py in the working folder is not torch
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """Asks, and waits for the answer.
+
+        Raises:
+            Refused: The worker raised, is gone, or does not answer.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **arguments}).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._line(what)
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise Refused(f"its process ended in '{what}' with code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Refused(f"{what}: {answer['error']}")
+        return answer
+
+    def _line(self, what: str) -> bytes:
+        """The next line that it writes; empty if it ends before."""
+        assert self._process.stdout is not None
+        pipe, late = self._process.stdout.fileno(), time.monotonic() + LONGEST_SECONDS
+        while b"\n" not in self._read:
+            try:
+                self._check()
+            except BaseException:
+                self._process.kill()  # it is in the midst of something, and nobody waits for that any more
+                raise
+            if time.monotonic() > late:
+                self._process.kill()
+                raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")
+            if select.select([pipe], [], [], _LOOK)[0]:
+                more = os.read(pipe, 1 << 16)
+                if not more:
+                    return b""
+                self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+
+def serve(worker_class: Any) -> None:
+    """The worker's end: makes a worker when asked to "begin", then calls its methods, until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator says when it is over
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # whatever is printed is no answer
+        worker: Any = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            method = request.pop("do")
+            try:
+                if method == "begin":
+                    worker, answer = worker_class(**request), {}
+                else:
+                    answer = getattr(worker, method)(**request)
+            except LayerlabError as error:
+                answer = {"error": str(error)}
+            except (Exception, SystemExit) as error:  # noqa: BLE001 -- the coordinator tells of it
+                answer = {"error": one_line(f"{type(error).__name__}: {error}")}
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()

@@ -1,0 +1,191 @@
+"""The rounds of a bench: the workers of the tiers, what they are asked, and the rows that come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from layerlab.benchmarking.processes import Refused, WorkerProcess
+from layerlab.benchmarking.report import Row, Timing
+from layerlab.benchmarking.seeds import seed_of
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from layerlab.benchmarking.peers.rounds import PeerRounds
+    from layerlab.benchmarking.report import Config
+    from layerlab.registry import TierRow
+    from layerlab.report import Observer
+    from layerlab.signals import StopSignals
+    from layerlab.tier import Precision
+
+WORKER = "layerlab.benchmarking.worker"
+# A Trainer's blocks grow to a quarter of a second: a round must hold some of them to show their pace.
+TRAINERS_TIMES = 3
+_FEWEST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        rows: The tiers.
+        modes: Of "bare", "lightning", "tracked".
+        rounds: Rounds of each tier, mode and problem.
+        seconds: About how long a round is.
+        precision: "32-true" or "64-true".
+        accelerator: "cpu" or "gpu".
+        seed: What problems are drawn from.
+    """
+
+    rows: list[TierRow]
+    modes: tuple[str, ...]
+    rounds: int
+    seconds: float
+    precision: Precision
+    accelerator: str
+    seed: int
+
+
+class Rounds:
+    """The workers, and the rounds.
+
+    Args:
+        asked: What is to be measured.
+        peers: Measured in the same rounds; None: nobody is.
+        observer: Told what happens.
+        stop: Asked before every question, and while an answer is waited for.
+        stack: Ends the processes.
+    """
+
+    def __init__(
+        self, asked: Asked, peers: PeerRounds | None, observer: Observer, stop: StopSignals, stack: ExitStack
+    ) -> None:
+        self._asked, self._peers, self._observer, self._stop = asked, peers, observer, stop
+        # Before the workers, so that it is removed after they are gone; their recorders may be slower.
+        self._folder = Path(
+            stack.enter_context(TemporaryDirectory(prefix="layerlab-bench-", ignore_cleanup_errors=True))
+        )
+        self._workers = {
+            row.selector: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for row in asked.rows
+        }
+        self._proofs: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self.machine: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Starts every worker and has it prove its tier."""
+        about = {"precision": self._asked.precision, "accelerator": self._asked.accelerator}
+        for number, (name, worker) in enumerate(self._workers.items()):
+            self._stop.check()
+            self._observer.stage(f"proving {name}")
+            store = f"sqlite:///{self._folder}/{number}.db"
+            try:
+                worker.ask("begin", name=name, **about, store=store)
+                proof = worker.ask("prove")
+            except Refused as reason:
+                self._refused[name] = str(reason)
+                continue
+            if proof["ok"]:
+                self._proofs[name] = proof["said"]
+            else:
+                self._refused[name] = f"fails its proof: {proof['said']}"
+        if self._peers:
+            self._peers.begin(self._asked.precision, self._asked.accelerator)
+
+    def measure(self, config: Config) -> None:
+        """All rounds of all tiers on one problem."""
+        config.refused |= self._refused
+        paces = self._warm_up(config)
+        times: dict[str, dict[str, list[float]]] = {
+            name: {mode: [] for mode in ("floor", *self._asked.modes)} for name in paces
+        }
+        if self._peers:
+            self._peers.prepare(config)
+        self._observer.started(config.label, self._asked.rounds)
+        for number in range(self._asked.rounds):
+            self._round(number, config, paces, times)
+            if self._peers:
+                self._peers.round(number, config)
+            self._observer.advanced(number + 1, float("nan"))
+        for row in self._asked.rows:
+            name = row.selector
+            if name in times and name not in config.refused:
+                try:
+                    config.rows.append(self._row(row, config, paces[name], times[name]))
+                except Refused as reason:
+                    config.refused[name] = str(reason)
+        if self._peers:
+            self._peers.end(config)
+
+    def _warm_up(self, config: Config) -> dict[str, dict[str, float]]:
+        sizes = {"n": config.batch_size, "d_in": config.d_in, "hidden": config.hidden, "d_out": config.d_out}
+        paces: dict[str, dict[str, float]] = {}
+        for name, worker in self._workers.items():
+            if name not in self._proofs:
+                continue
+            self._stop.check()
+            self._observer.stage(f"{config.label}: warming up {name}")
+            try:
+                paces[name] = worker.ask("prepare", **sizes, seed=seed_of(self._asked.seed))
+            except Refused as reason:
+                config.refused[name] = str(reason)
+        return paces
+
+    def _round(
+        self,
+        number: int,
+        config: Config,
+        paces: dict[str, dict[str, float]],
+        times: dict[str, dict[str, list[float]]],
+    ) -> None:
+        """One round of every mode; another tier begins each time.
+
+        All modes of a tier are next to each other, in this order and the next time in the other: what they
+        are compared with was measured in the same seconds.
+        """
+        names = [name for name in times if name not in config.refused]
+        turned = names[number % len(names) :] + names[: number % len(names)] if names else []
+        modes = ("floor", *self._asked.modes)
+        for name in turned:
+            for mode in modes if number % 2 == 0 else reversed(modes):
+                if name in config.refused:
+                    continue
+                self._stop.check()
+                longer = TRAINERS_TIMES if mode in ("lightning", "tracked") else 1
+                pace = paces[name]
+                steps = round(longer * self._asked.seconds / pace["step"])
+                steps = max(_FEWEST_STEPS, min(steps, int(pace["most_steps"])))
+                seed = seed_of(self._asked.seed, number, mode)
+                try:
+                    answer = self._workers[name].ask(mode, steps=steps, seed=seed)
+                except Refused as reason:
+                    config.refused[name] = str(reason)
+                    continue
+                if answer.get("fault"):
+                    config.refused[name] = f"fails its audit ({mode}): {answer['fault']}"
+                    continue
+                times[name][mode].append(answer["step"])
+
+    def _row(
+        self, row: TierRow, config: Config, pace: dict[str, float], times: dict[str, list[float]]
+    ) -> Row:
+        facts = self._workers[row.selector].ask("facts")
+        self.machine = facts["machine"]
+        timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
+        floor = Timing.of(times["floor"])
+        return Row(
+            tier=row.selector,
+            distribution=f"{row.distribution} {row.version}",
+            timings=timings,
+            first_step=pace["first_step"],
+            once=pace["first_step"] - pace["step"],
+            gflops=config.operations / timings["bare"].median / 1e9,
+            floor=floor,
+            floor_share=floor.over(timings["bare"]).median,
+            peak_mb=facts["peak_mb"],
+            proof=f"{self._proofs[row.selector]}; every round audited",
+        )
