@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch is named beside the rest so that the constraints' exact version is the one that is fetched
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test check test-slow test-gpu constraints clean
+.PHONY: run test test-slow test-gpu performance constraints clean
 
 run: $(VENV)/.installed
 	$(BIN)/layerlab run --plugin custom-module
@@ -30,9 +30,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml plugins/layerlab-jax/pyproject.toml | $(BIN)/python
-	$(PIP) torch -e '.[dev]' -e plugins/layerlab-fused -e plugins/layerlab-jax
+$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml plugins/layerlab-jax/pyproject.toml plugins/layerlab-compiled/pyproject.toml | $(BIN)/python
+	$(PIP) torch -e '.[dev,peers]' -e plugins/layerlab-fused -e plugins/layerlab-jax -e plugins/layerlab-compiled
 	touch $(VENV)/.installed $@
+
+performance: $(VENV)/.installed-dev  ## measure on this machine what docs/performance.md says
+	$(BIN)/python benchmarks/performance.py
 
 constraints: $(VENV)/.installed-dev  ## write down the exact versions that are installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt

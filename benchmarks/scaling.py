@@ -1,0 +1,116 @@
+"""How the cost grows with the problem: batch, inputs, hidden units and steps, each ten times larger, twice.
+
+The first three are sweeps of ``layerlab bench``; the last is the time that ``layerlab run`` trains and
+records. There is an exponent for each tenfold: 1 where cost is linear, and less where overhead is left.
+
+    python benchmarks/scaling.py [--rounds 5] [--json FILE] [--png FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import layerlab
+
+BUDGET = 1.1
+TIERS = ("numpy", "tensors", "custom-module")
+SWEEPS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "N": ("batch_size", (64, 640, 6400)),
+    "D_in": ("d_in", (1000, 10_000, 100_000)),
+    "H": ("hidden", (100, 1000, 10_000)),
+}
+STEPS = (1000, 10_000, 100_000)
+STEPPED = "custom-module"
+
+
+def exponents(points: dict[int, float]) -> list[float]:
+    """The slopes of log(cost) over log(size), from each size to the next."""
+    ranked = sorted(points.items())
+    return [
+        math.log(after / before) / math.log(large / small)
+        for (small, before), (large, after) in itertools.pairwise(ranked)
+    ]
+
+
+def measure(rounds: int) -> dict[str, dict[str, dict[int, float]]]:
+    """Seconds by what grows, by tier, by size: of a bare step, or of all steps of a tracked run."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for name, (argument, sizes) in SWEEPS.items():
+        sweep: dict[str, Any] = {argument: sizes}
+        report = layerlab.bench(TIERS, modes=["bare"], rounds=rounds, seconds=0.5, **sweep)
+        found[name] = {tier: {} for tier in TIERS}
+        for config in report.configs:
+            if config.refused:
+                raise SystemExit(f"{config.label}: {config.refused}")
+            for row in config.rows:
+                found[name][row.tier][getattr(config, argument)] = row.timings["bare"].median
+    found["steps"] = {STEPPED: {}}
+    for steps in STEPS:
+        (run,) = layerlab.run(plugin=STEPPED, steps=steps, export=False).runs
+        found["steps"][STEPPED][steps] = run.seconds["train"]
+    return found
+
+
+def draw(path: Path, found: dict[str, dict[str, dict[int, float]]]) -> None:
+    """Four panels, both axes logarithmic, with the line of linear cost."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(3.2 * len(found), 3.4), layout="constrained")
+    for axis, (name, tiers) in zip(axes, found.items(), strict=True):
+        for tier, points in tiers.items():
+            sizes = sorted(points)
+            label = f"{tier}: {', '.join(f'{slope:.2f}' for slope in exponents(points))}"
+            axis.loglog(sizes, [points[size] for size in sizes], marker="o", markersize=4, label=label)
+        first = next(iter(tiers.values()))
+        start = min(first)
+        linear = [first[start] * size / start for size in sorted(first)]
+        axis.loglog(sorted(first), linear, color="0.7", linestyle="--", label="linear", zorder=0)
+        axis.set_xlabel(name)
+        axis.set_ylabel("seconds of the run" if name == "steps" else "seconds a step")
+        axis.legend(fontsize=7, frameon=False, title="exponent of each tenfold", title_fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measures, prints the exponents, and draws them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each size (default: 5)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--png", type=Path, help="draw them to this file")
+    arguments = parser.parse_args()
+    outputs = [path and path.absolute() for path in (arguments.json, arguments.png)]
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        found = measure(arguments.rounds)
+        os.chdir("/")
+    lines = [f"{'grows':6}  {'tier':14}  exponents (budget of the first {BUDGET})"]
+    figures = []
+    for name, tiers in found.items():
+        for tier, points in tiers.items():
+            slopes = exponents(points)
+            lines.append(f"{name:6}  {tier:14}  " + "  ".join(f"{slope:.3f}" for slope in slopes))
+            figures.append({"grows": name, "tier": tier, "exponents": slopes, "seconds": points})
+    sys.stdout.write("\n".join(lines) + "\n")
+    if outputs[0]:
+        outputs[0].write_text(json.dumps(figures, indent=2) + "\n")
+    if outputs[1]:
+        draw(outputs[1], found)
+
+
+if __name__ == "__main__":
+    main()

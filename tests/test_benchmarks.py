@@ -1,0 +1,106 @@
+"""The benchmarks run, and the page that is made of them says what they said; nothing is asserted of times."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+DOCS = BENCHMARKS.parent / "docs"
+
+
+def script(name: str) -> Any:
+    """A benchmark, as a module."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_figures_of_reliability_are_what_was_measured() -> None:
+    """The section of ``docs/reliability.md`` is made of ``reliability.json``."""
+    module = script("reliability")
+    found = json.loads((DOCS / "reliability.json").read_text())
+    page = (DOCS / "reliability.md").read_text()
+    assert f"{module.BEGIN}\n{module.section(found)}\n{module.END}" in page
+
+
+def test_the_page_of_performance_is_what_was_measured() -> None:
+    """``docs/performance.md`` is made of ``performance.json``, and nobody improved it since."""
+    found = json.loads((DOCS / "performance.json").read_text())
+    assert (DOCS / "performance.md").read_text() == script("performance").page(found)
+    assert (DOCS / "images" / "bench.png").stat().st_size > 10_000
+    assert (DOCS / "images" / "scaling.png").stat().st_size > 10_000
+
+
+def test_the_page_tells_when_a_goal_is_missed() -> None:
+    """A figure that is worse than its goal is on the page as it is, and marked."""
+    performance = script("performance")
+    found = json.loads((DOCS / "performance.json").read_text())
+    found["memory"]["grown_mb"] = 1234.5
+    (row,) = [line for line in performance.page(found).splitlines() if "1234.5" in line]
+    assert "missed" in row
+
+
+def test_the_exponents_are_the_slopes_from_size_to_size() -> None:
+    """One for each tenfold: overhead first, then linear, then quadratic."""
+    points = {10: 5.0, 1000: 50.0, 100: 5.0, 10_000: 5000.0}
+    assert script("scaling").exponents(points) == pytest.approx([0.0, 1.0, 2.0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments", "key"),
+    [
+        ("memory", ["--steps", "2000"], "grown_mb"),
+        ("large_table", ["--gigabytes", "0.3", "--rounds", "1"], "ratio"),
+    ],
+)
+def test_a_benchmark_runs(empty_folder: Path, name: str, arguments: list[str], key: str) -> None:
+    """It ends well, leaves its figures and nothing else."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py", *arguments, "--json", "figures.json"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert isinstance(json.loads(Path("figures.json").read_text())[key], float)
+    assert [path.name for path in empty_folder.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_benchmark_of_whole_commands_runs(empty_folder: Path) -> None:
+    """Every command is measured; what a run imports was found, and nothing of it is ours."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "whole_command.py", "--rounds", "1", "--json", "figures.json"],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = json.loads(Path("figures.json").read_text())
+    assert list(seen["seconds"]) == [
+        "run one tier",
+        "stock script",
+        "imports only",
+        "imports, gone",
+        "run all tiers",
+    ]
+    assert all(len(taken) == 1 and taken[0] > 0 for taken in seen["seconds"].values())
+    assert {"torch", "pytorch_lightning", "mlflow", "onnx", "onnxruntime"} <= set(seen["packages"])
+    assert not {"layerlab", "pytest", "json"} & set(seen["packages"])
+    one, stock = (seen["seconds"][name][0] for name in ("run one tier", "stock script"))
+    assert seen["ratios"][0]["ratio"] == one / stock
+    assert [path.name for path in empty_folder.iterdir()] == ["figures.json"]
