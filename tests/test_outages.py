@@ -23,7 +23,7 @@ from helpers import TINY, run_command
 from layerlab import journal
 from layerlab.errors import Interrupted, JournalError, TrackingError
 from layerlab.report import Observer
-from layerlab.tracking import OfflineRecorder, Recorder, RunInfo
+from layerlab.tracking import OfflineRecorder, Recorder, RunInfo, opening
 from servers import MlflowServer, Trouble
 
 # One worker, so that one server of each kind is enough.
@@ -197,6 +197,19 @@ def test_a_server_that_never_answers_is_refused(empty_folder: Path, layerlab_cli
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: tracking store {uri} cannot be opened")
     assert list(empty_folder.iterdir()) == []
+
+
+def test_how_long_a_server_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every store that is opened in a process has to answer soon, not the first alone; its user is heard."""
+    timeout, retries = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    monkeypatch.setattr(opening, "_set_here", {})
+    monkeypatch.setenv(timeout, "so that it is put back")
+    monkeypatch.delenv(timeout)
+    monkeypatch.setenv(retries, "3")
+    for _ in range(2):
+        with opening.soon():
+            assert (os.environ[timeout], os.environ[retries]) == ("6", "3")
+        assert (os.environ[timeout], os.environ[retries]) == ("20", "3")
 
 
 def test_offline_needs_no_store(

@@ -16,7 +16,10 @@ from layerlab.liveness import is_alive
 from layerlab.storeuri import sqlite_path, without_credentials
 
 # A server that takes longer for an answer is taken to be gone: when it is first asked, and later.
-SECONDS_TO_ANSWER_FIRST, SECONDS_TO_ANSWER = 6, 20
+_AT_FIRST = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+_LATER = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+# What of it this process has set, as against its user.
+_set_here: dict[str, str] = {}
 # What another process may take to send the rest of a run whose trainer was killed.
 SECONDS_TO_END = 60.0
 
@@ -37,18 +40,17 @@ def refuse_old_file_store() -> None:
 
 @contextmanager
 def soon() -> Iterator[None]:
-    """Within this context a server has to answer soon, unless the user says how long it may take."""
-    limits = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(SECONDS_TO_ANSWER_FIRST),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }
-    own = {name: value for name, value in limits.items() if name not in os.environ}
-    os.environ.update(own)
+    """Within this context a server has to answer soon; after it, in time.
+
+    MLflow by itself would retry for minutes. Whoever sets its variables is heard.
+    """
+    own = {name for name in _AT_FIRST if os.environ.get(name) == _set_here.get(name)}
+    os.environ.update({name: _AT_FIRST[name] for name in own})
     try:
         yield
     finally:
-        for name in own:
-            del os.environ[name]
+        _set_here.update({name: _LATER[name] for name in own})
+        os.environ.update({name: _LATER[name] for name in own})
 
 
 @contextmanager

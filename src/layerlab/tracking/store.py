@@ -42,7 +42,7 @@ from layerlab.storeuri import (
 )
 from layerlab.tracking.delivery import LONGEST_TAG, Delivery, Late, set_running
 from layerlab.tracking.info import OFFLINE_TAG, DatasetInfo, KnownRun, RunInfo
-from layerlab.tracking.opening import SECONDS_TO_ANSWER, alone, one_at_a_time, refuse_old_file_store, soon
+from layerlab.tracking.opening import alone, one_at_a_time, refuse_old_file_store, soon
 
 if TYPE_CHECKING:
     from typing import Any
@@ -96,9 +96,6 @@ class Store:
             self.client = MlflowClient(tracking_uri=absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
-        # MLflow would retry a server that is gone for minutes, each time anew. Whoever sets these is heard.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS_TO_ANSWER))
 
     def refuse_deleted(self, experiment: str) -> None:
         """Refuses an experiment that nobody would see.
