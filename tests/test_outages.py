@@ -210,6 +210,12 @@ def test_how_long_a_server_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
         with opening.soon():
             assert (os.environ[timeout], os.environ[retries]) == ("6", "3")
         assert (os.environ[timeout], os.environ[retries]) == ("20", "3")
+    # the recording process, which takes over its trainer's environment each time, is told what is the user's
+    assert timeout not in opening.environment()
+    assert opening.environment()[retries] == "3"
+    monkeypatch.delenv(timeout)
+    with opening.soon():
+        assert os.environ[timeout] == "6"
 
 
 def test_offline_needs_no_store(

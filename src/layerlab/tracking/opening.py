@@ -44,13 +44,18 @@ def soon() -> Iterator[None]:
 
     MLflow by itself would retry for minutes. Whoever sets its variables is heard.
     """
-    own = {name for name in _AT_FIRST if os.environ.get(name) == _set_here.get(name)}
+    own = {name for name in _AT_FIRST if os.environ.get(name) in (None, _set_here.get(name))}
     os.environ.update({name: _AT_FIRST[name] for name in own})
     try:
         yield
     finally:
         _set_here.update({name: _LATER[name] for name in own})
         os.environ.update({name: _LATER[name] for name in own})
+
+
+def environment() -> dict[str, str]:
+    """The environment as its user has it, without what `soon` has set in it."""
+    return {name: value for name, value in os.environ.items() if _set_here.get(name) != value}
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Nothing heavy is imported here: the recording process imports MLflow while the t
 
 from __future__ import annotations
 
-import os
 import pickle
 import uuid
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ from layerlab.journal import Header, Journal, entries, header, path_of, recorded
 from layerlab.liveness import this_process
 from layerlab.storeuri import refuse_unclear, refuse_unreachable, resolve_uri, without_credentials
 from layerlab.tracking.info import KnownRun
+from layerlab.tracking.opening import environment
 from layerlab.tracking.record import Record
 from layerlab.tracking.talk import LOOK, Message, RecorderGoneError, acquire, give_back
 
@@ -62,7 +62,7 @@ class Recorder:
         refuse_unclear(self.uri)
         self.shown_uri = without_credentials(self.uri)
         refuse_unreachable(self.uri)
-        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), dict(os.environ))
+        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment())
 
     def opened(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until the store is open.
