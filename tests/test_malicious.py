@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from helpers import TIERS, Site
+from helpers import TIERS, TINY, Site
 from layerlab.prediction import harmless
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -512,6 +512,25 @@ def test_a_journal_that_somebody_left_sends_no_file_from_elsewhere(folder: Path,
     assert result.code == 1
     assert "is not in this folder, and is not sent" in result.stderr
     assert list(folder.rglob("secret.txt")) == []
+
+
+@pytest.mark.parametrize("name", [".layerlab", ".layerlab/runs", "checkpoints", "models", "comparisons"])
+def test_nothing_is_written_through_a_folder_that_is_a_link(
+    name: str, folder: Path, layerlab_cli: Any, client: Any
+) -> None:
+    """They may have come with a folder that somebody else made: a line, and nothing here or there."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(outside)
+    arguments = ["-p", "nn", *(f"--{key.replace('_', '-')}={value}" for key, value in TINY.items())]
+    command = ["compare", "-p", "optim"] if name == "comparisons" else ["run", "--checkpoint-every", "2"]
+    result = layerlab_cli(*command, *arguments, "--quiet")
+    assert result.code == 2
+    assert f"{name} is a link, and nothing is written outside of this folder" in result.stderr
+    assert layerlab_cli("sync", "--quiet").code == 0
+    assert list(outside.iterdir()) == []
+    assert all(run.info.status != "RUNNING" for run in client.search_runs(["0", "1"]))
 
 
 DEEP = "[" * 100_000

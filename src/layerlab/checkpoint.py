@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from layerlab.errors import CheckpointError, one_line
-from layerlab.folder import is_run_id
+from layerlab.folder import CHECKPOINTS, is_run_id
 
-FOLDER = Path("checkpoints")
 SUFFIX = ".ckpt"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _FIELDS = {
@@ -60,7 +59,7 @@ class Checkpoint:
 
 def folder_of(run_id: str) -> Path:
     """Where the checkpoints of a run are, in this folder."""
-    return FOLDER / run_id
+    return CHECKPOINTS / run_id
 
 
 def path_of(run_id: str, step: int) -> Path:
@@ -78,7 +77,9 @@ def of_run(run_id: str) -> list[Path]:
 
 def runs() -> list[str]:
     """The runs that have checkpoints in this folder."""
-    return sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) if FOLDER.is_dir() else []
+    return (
+        sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir()) if CHECKPOINTS.is_dir() else []
+    )
 
 
 def read(path: Path) -> Checkpoint:
@@ -140,7 +141,7 @@ def _before(path: Path) -> str | None:
     """The checkpoint before a bad one, as what the user can do."""
     earlier = of_run(path.parent.name)
     bad = _NAME.fullmatch(path.name)
-    if path.parent.parent.name != FOLDER.name or not bad:
+    if path.parent.parent.name != CHECKPOINTS.name or not bad:
         return None
     for other in earlier:
         match = _NAME.fullmatch(other.name)

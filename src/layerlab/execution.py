@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import Interrupted, JournalError, LayerlabError, TierError
-from layerlab.folder import remember
+from layerlab.folder import MODELS, remember
 from layerlab.planning import total_steps
 from layerlab.provenance import describe_dataset, source_tags
 from layerlab.report import Observer, RunReport
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from layerlab.tracking import Closing, KnownRun, Record, Recorder
     from layerlab.training import TierModule
 
-MODELS = Path("models")
 # With validation on a full batch, so many times in a run; with minibatches after every epoch.
 FULL_BATCH_VALIDATIONS = 50
 _VERSIONS = ("layerlab", "torch", "pytorch-lightning", "mlflow", "numpy", "onnx", "onnxruntime")

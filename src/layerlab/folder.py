@@ -1,4 +1,4 @@
-"""What layerlab keeps in a working folder beside stores, checkpoints and models: ``.layerlab``."""
+"""The working folder: what layerlab writes in it, and what it keeps there for itself in ``.layerlab``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from layerlab.errors import DataError
 
 HOME = Path(".layerlab")
 RUNS = HOME / "runs"
+CHECKPOINTS, MODELS = Path("checkpoints"), Path("models")
 JOURNAL, NOTE = ".jsonl", ".killed"
 # What a run may be: a training, or one of these.
 KINDS = ("", "comparison", "bench")
@@ -39,9 +40,11 @@ def write(path: Path, text: str) -> None:
 
 
 def something_there() -> bool:
-    """Whether this folder has a journal, or a note of a run that was killed."""
+    """Whether this folder has a journal, or a note of a run that was killed; not behind a link."""
     with suppress(OSError):
-        return any(path.suffix in {JOURNAL, NOTE} for path in RUNS.iterdir())
+        return not (HOME.is_symlink() or RUNS.is_symlink()) and any(
+            path.suffix in {JOURNAL, NOTE} for path in RUNS.iterdir()
+        )
     return False
 
 
@@ -80,11 +83,26 @@ def notes() -> dict[str, str]:
 
 
 def refuse_unwritable() -> None:
-    """Refuses a folder in which no journal could be written.
+    """Refuses a folder in which no journal could be written, or what a run writes would leave the folder.
 
     Raises:
         DataError: As said.
     """
+    refuse_links(HOME, RUNS, CHECKPOINTS, MODELS)
     existing = next(path for path in (RUNS, HOME, Path()) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise DataError(f"{existing.absolute()}: cannot be written", hint="run in a folder of your own")
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuses links where folders are written into: they may have come with a folder that somebody else made.
+
+    Raises:
+        DataError: One is a link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise DataError(
+                f"{path} is a link, and nothing is written outside of this folder",
+                hint="remove the link, or run in a folder that is on the disk you want",
+            )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from layerlab.errors import JournalError, one_line
-from layerlab.folder import HOME, JOURNAL, KINDS, RUNS, is_run_id, write
+from layerlab.folder import HOME, JOURNAL, KINDS, RUNS, is_run_id, something_there, write
 from layerlab.steps import Steps
 
 if sys.platform != "win32":
@@ -84,9 +84,10 @@ def path_of(run_id: str) -> Path:
 
 def journals() -> list[Path]:
     """The journals in this folder, oldest first."""
-    with suppress(OSError):
-        found = [path for path in RUNS.glob(f"*{JOURNAL}") if is_run_id(path.stem)]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    if something_there():
+        with suppress(OSError):
+            found = [path for path in RUNS.glob(f"*{JOURNAL}") if is_run_id(path.stem)]
+            return sorted(found, key=lambda path: path.stat().st_mtime_ns)
     return []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from layerlab.errors import DataError, Interrupted
+from layerlab.folder import refuse_links, refuse_unwritable
 from layerlab.provenance import source_tags
 from layerlab.tracking import DatasetInfo, RunInfo
 
@@ -60,8 +61,10 @@ def recorded(
         spec_yaml: The resolved spec.
 
     Raises:
+        DataError: The folder cannot be written.
         TrackingError: The store refuses the run.
     """
+    refuse_unwritable()
     about = {
         **source_tags(f"layerlab {'compare' if kind == 'comparison' else kind}"),
         "layerlab.kind": kind,
@@ -89,9 +92,10 @@ def picture_path(folder: str, stem: str) -> Path:
     """Where a picture goes; its folder is made.
 
     Raises:
-        DataError: The folder cannot be made.
+        DataError: The folder cannot be made, or is a link.
     """
     path = Path(folder)
+    refuse_links(path)
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:

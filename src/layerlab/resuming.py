@@ -65,6 +65,7 @@ def resume(
     with StopSignals() as stop:
         began = time.perf_counter()
         run_id, shown_uri, chosen = _target(run)
+        folder.refuse_links(checkpoint.folder_of(run_id))
         uri = resolve_uri(tracking_uri) if shown_uri is None else with_credentials(shown_uri, tracking_uri)
         with OfflineRecorder() if _is_offline(run_id) else Recorder() as recorder:
             recorder.open(uri)
