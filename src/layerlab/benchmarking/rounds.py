@@ -145,30 +145,31 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other: what they
-        are compared with was measured in the same seconds.
+        are compared with was measured in the same seconds, and audited after all of them.
         """
         names = [name for name in times if name not in config.refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
         modes = ("floor", *self._asked.modes)
         for name in turned:
-            for mode in modes if number % 2 == 0 else reversed(modes):
-                if name in config.refused:
-                    continue
-                self._stop.check()
-                longer = TRAINERS_TIMES if mode in ("lightning", "tracked") else 1
-                pace = paces[name]
-                steps = round(longer * self._asked.seconds / pace["step"])
-                steps = max(_FEWEST_STEPS, min(steps, int(pace["most_steps"])))
-                seed = seed_of(self._asked.seed, number, mode)
-                try:
-                    answer = self._workers[name].ask(mode, steps=steps, seed=seed)
-                except Refused as reason:
-                    config.refused[name] = str(reason)
-                    continue
-                if answer.get("fault"):
-                    config.refused[name] = f"fails its audit ({mode}): {answer['fault']}"
-                    continue
+            self._stop.check()
+            asked = [
+                (mode, self._steps(mode, paces[name]), seed_of(self._asked.seed, number, mode))
+                for mode in (modes if number % 2 == 0 else reversed(modes))
+            ]
+            try:
+                answers = self._workers[name].ask("round", asked=asked)
+            except Refused as reason:
+                config.refused[name] = str(reason)
+                continue
+            for mode, answer in answers.items():
+                if answer["fault"]:
+                    config.refused.setdefault(name, f"fails its audit ({mode}): {answer['fault']}")
                 times[name][mode].append(answer["step"])
+
+    def _steps(self, mode: str, pace: dict[str, float]) -> int:
+        longer = TRAINERS_TIMES if mode in ("lightning", "tracked") else 1
+        steps = round(longer * self._asked.seconds / pace["step"])
+        return max(_FEWEST_STEPS, min(steps, int(pace["most_steps"])))
 
     def _row(
         self, row: TierRow, config: Config, pace: dict[str, float], times: dict[str, list[float]]

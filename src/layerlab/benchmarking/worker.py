@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from layerlab.tier import Params, Precision, Tier
     from layerlab.tracking import Record
 
+    # Says what is wrong with what was timed, or None; and the seconds of a step, with their audit.
+    Audit = Callable[[], str | None]
+    Measured = tuple[float, Audit]
+
 # The proof that comes before the clock: the checks of the kit that say what is computed.
 PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forward-changes-nothing")
 # The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
@@ -91,7 +95,22 @@ class Worker:
             seconds = self._clock(partial(_repeat, tier.step, x, y, count))
         return {"first_step": first, "step": seconds / count, "most_steps": most}
 
-    def bare(self, steps: int, seed: int) -> dict[str, Any]:
+    def round(self, asked: list[tuple[str, int, int]]) -> dict[str, Any]:
+        """Measures modes right after one another, each so many steps from a seed, and audits them after that.
+
+        A processor is slower in one minute than in another. Both sides of a ratio should be of the same
+        seconds, and an audit takes longer than what it looks at.
+        """
+        ways = {
+            "floor": self._floor,
+            "bare": self._bare,
+            "lightning": self._lightning,
+            "tracked": self._tracked,
+        }
+        measured = [(mode, *ways[mode](steps, seed)) for mode, steps, seed in asked]
+        return {mode: {"step": step, "fault": audit()} for mode, step, audit in measured}
+
+    def _bare(self, steps: int, seed: int) -> Measured:
         """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
 
         With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
@@ -118,10 +137,13 @@ class Worker:
         ends: list[Params] = []
         seconds = self._clock(lambda: ends.append(timed()))
         self._peak = max(self._peak, peak.grown())
-        fault = fault or self._audit(tier, problem, (few, steps), losses, ends[0], (x, y))
-        return {"step": seconds / steps, "fault": fault}
+        fault = fault or changed(self._settings)
+        return (
+            seconds / steps,
+            lambda: fault or self._audit(tier, problem, (few, steps), losses, ends[0], (x, y)),
+        )
 
-    def floor(self, steps: int, seed: int) -> dict[str, Any]:
+    def _floor(self, steps: int, seed: int) -> Measured:
         """The five matrix products of a step and nothing else, results preallocated."""
         problem = self._draw(steps, seed)
         x, y = self._tensors(problem, 0)
@@ -139,14 +161,14 @@ class Worker:
                 mm(x_t, grad_h, out=grad_w1)
 
         loop(max(1, steps // _SHORTER))
-        return {"step": self._clock(partial(loop, steps)) / steps}
+        return self._clock(partial(loop, steps)) / steps, lambda: None
 
-    def lightning(self, steps: int, seed: int) -> dict[str, Any]:
+    def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
-        seconds, timed, fault, _ = self._training(steps, seed, None)
-        return {"step": seconds / timed, "fault": fault}
+        seconds, timed, audit, _ = self._training(steps, seed, None)
+        return seconds / timed, audit
 
-    def tracked(self, steps: int, seed: int) -> dict[str, Any]:
+    def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
 
         What the store takes for them after the training is in it, but for what it takes to close a run with
@@ -161,13 +183,13 @@ class Worker:
         once, _ = _closed(with_one)
         record = self._recorder.start_run(RunInfo("bench", self.row.name, {}, {}))
         record.started()
-        seconds, timed, fault, losses = self._training(steps, seed, record)
+        seconds, timed, audit, losses = self._training(steps, seed, record)
         closing, unsent = _closed(record)
         sending = max(0.0, closing - once) * timed / len(losses)
-        if unsent is not None:
-            fault = fault or f"the record is not whole: {unsent}"
-        fault = fault or _audit_record(self._store, record.run_id, losses)
-        return {"step": (seconds + sending) / timed, "fault": fault}
+        lost = None if unsent is None else f"the record is not whole: {unsent}"
+        return (
+            seconds + sending
+        ) / timed, lambda: audit() or lost or _audit_record(self._store, record.run_id, losses)
 
     def facts(self) -> dict[str, Any]:
         """The machine and the settings, as this process sees them; and the memory of its bare rounds."""
@@ -175,8 +197,8 @@ class Worker:
 
     def _training(
         self, steps: int, seed: int, record: Record | None
-    ) -> tuple[float, int, str | None, list[float]]:
-        """The seconds of the later blocks of a training, the steps in them, what is wrong, and all losses."""
+    ) -> tuple[float, int, Audit, list[float]]:
+        """The seconds of the later blocks of a training, the steps in them, its audit, and all losses."""
         from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
 
         few = max(1, steps // _SHORTER)
@@ -211,8 +233,13 @@ class Worker:
             trainer.fit(module)
         counts = kept.warm, few + steps - kept.warm
         batch = module.batches.x, module.batches.y
-        fault = self._audit(module.tier, problem, counts, kept.losses, kept.params, batch)
-        return kept.ended - kept.began, counts[1], fault, kept.losses
+        fault = changed(self._settings)
+        return (
+            kept.ended - kept.began,
+            counts[1],
+            lambda: fault or self._audit(module.tier, problem, counts, kept.losses, kept.params, batch),
+            kept.losses,
+        )
 
     def _draw(self, steps: int, seed: int) -> TimedProblem:
         recipe = self.tier_class.recipe
