@@ -533,6 +533,32 @@ def test_nothing_is_written_through_a_folder_that_is_a_link(
     assert all(run.info.status != "RUNNING" for run in client.search_runs(["0", "1"]))
 
 
+def test_nothing_is_written_through_files_that_are_links(folder: Path, layerlab_cli: Any) -> None:
+    """Neither through one to nowhere, nor where the name of what is to come is known."""
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    (folder / ".layerlab").mkdir()
+    (folder / ".layerlab" / ".gitignore").symlink_to(outside / "new")
+    started = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
+    first = layerlab_cli("run", "-p", "nn", *started, "--checkpoint-every", "2", "--json")
+    assert first.code == 0
+    run_id = json.loads(first.stdout)["runs"][0]["run_id"]
+    (folder / "models" / f".nn-{run_id[:8]}.onnx.unchecked").symlink_to(outside / "precious")
+    assert layerlab_cli("resume", run_id, "--steps", "20", "--quiet").code == 0
+    assert [path.name for path in outside.iterdir()] == ["precious"]
+    assert (outside / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize("uri", ["postgresql://me:pa/ss@db/x", "http://me:pa?ss@db", "mysql://me:pa#ss@db/x"])
+def test_a_password_that_would_be_taken_for_a_host_is_refused(uri: str, layerlab_cli: Any) -> None:
+    """A part of it would be recorded as the name of a server."""
+    result = layerlab_cli("run", "-p", "nn", "--steps", 3, "--tracking-uri", uri, "--quiet")
+    assert (result.code, result.stdout) == (2, "")
+    assert "has an '@' after what should be its host" in result.stderr
+    assert "ss@" not in result.stderr
+
+
 DEEP = "[" * 100_000
 NO_TAGS = {"header": {"run_id": "0" * 32, "experiment_id": None, "tracking_uri": "", "info": {"tags": 3}}}
 

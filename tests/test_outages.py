@@ -248,10 +248,34 @@ def test_offline_needs_no_store(
     assert len(client.search_runs([found.info.experiment_id])) == 1
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 20
 
+    # a sync to another store, broken off: what that one has got says nothing of what this one lacks
+    journal_file.write_bytes(whole)
+    journal.Progress(journal_file).write(len(whole), "0" * 32)
+    with sqlite3.connect("mlflow.db") as database:
+        gone = database.execute("DELETE FROM metrics WHERE key = 'loss' AND step >= 10").rowcount
+    database.close()
+    assert gone == 10
+    assert layerlab.sync().ok
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == 20
+
     # the id that it had before still finds it
     again = layerlab.resume(run["run_id"], steps=25)
     assert again.runs[0].run_id == found.info.run_id
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 25
+
+
+def test_a_database_that_is_not_there_is_refused(empty_folder: Path, layerlab_cli: Any) -> None:
+    """In one line, where MLflow would try ten times in a minute and a half; and without the password."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"postgresql+psycopg2://me:secret@127.0.0.1:{free.getsockname()[1]}/mlflow"
+        result = layerlab_cli("run", "-p", "nn", "--steps", 3, "--tracking-uri", uri, "--quiet")
+    assert (result.code, result.stdout) == (2, "")
+    first, hint = result.stderr.splitlines()
+    assert first.endswith("cannot be opened: Connection refused")
+    assert "is the database running?" in hint
+    assert "secret" not in result.stderr
+    assert list(empty_folder.iterdir()) == []
 
 
 def test_an_interrupt_while_the_record_is_closed_does_not_wait_either(

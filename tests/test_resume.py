@@ -240,24 +240,26 @@ class TestRefused:
         ],
     )
     def test_altered(self, run_id: str, layerlab_cli: Any, field: str, value: str, said: str) -> None:
-        newest, _ = checkpoint.of_run(run_id)
+        newest, before = checkpoint.of_run(run_id)
         content = torch.load(newest, weights_only=True)
         content["layerlab_run"][field] = value
         torch.save(content, newest)
         result = layerlab_cli("resume", run_id, "--quiet")
         assert result.code == 2
         assert said in result.stderr
+        assert f"the one before it: layerlab resume {before}" in result.stderr
 
     def test_of_another_run(self, run_id: str, layerlab_cli: Any) -> None:
         """Copied into the folder of a run that is not its own: another tier, another spec."""
         other = broken_off(38, plugin="optim", **{**FULL, "hidden": 9}, **COMMON)
-        newest, _ = checkpoint.of_run(run_id)
+        newest, before = checkpoint.of_run(run_id)
         content = torch.load(checkpoint.of_run(other)[0], weights_only=True)
         content["layerlab_run"]["run_id"] = run_id
         torch.save(content, newest)
         result = layerlab_cli("resume", run_id, "--quiet")
         assert result.code == 2
         assert "is of another spec: name is optim, and in the run nn" in result.stderr
+        assert f"the one before it: layerlab resume {before}" in result.stderr
 
     def test_a_run_that_is_not_there(self, folder: Path, layerlab_cli: Any) -> None:
         """By id, by --last, by path, and by nothing at all."""

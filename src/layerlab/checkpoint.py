@@ -103,17 +103,17 @@ def read(path: Path) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: {error.strerror}") from None
     except (KeyError, TypeError):
-        raise CheckpointError(f"checkpoint {path} is none of a layerlab run", hint=_before(path)) from None
+        raise CheckpointError(f"checkpoint {path} is none of a layerlab run", hint=before(path)) from None
     except Exception as error:  # noqa: BLE001 -- torch raises what the bytes make it raise
         reason = "is damaged" if not _is_pickle(error) else "holds more than tensors and numbers"
-        raise CheckpointError(f"checkpoint {path} {reason}", hint=_before(path)) from None
+        raise CheckpointError(f"checkpoint {path} {reason}", hint=before(path)) from None
     if not is_run_id(about["run_id"]):
-        raise CheckpointError(f"checkpoint {path} is none of a layerlab run", hint=_before(path))
+        raise CheckpointError(f"checkpoint {path} is none of a layerlab run", hint=before(path))
     if about["version"] != version("layerlab"):
         raise CheckpointError(
             f"checkpoint {path} was written by layerlab {one_line(about['version'])}, and this is "
             f"{version('layerlab')}",
-            hint=f"pip install layerlab=={one_line(about['version'])}",
+            hint=f"pip install layerlab=={one_line(about['version'])}; or {before(path)}",
         )
     round_steps = about.get("round_steps")
     return Checkpoint(
@@ -137,12 +137,12 @@ def _is_pickle(error: Exception) -> bool:
     return isinstance(error, pickle.UnpicklingError)
 
 
-def _before(path: Path) -> str | None:
-    """The checkpoint before a bad one, as what the user can do."""
+def before(path: Path) -> str:
+    """The checkpoint before one that cannot be used, as what the user can do."""
     earlier = of_run(path.parent.name)
     bad = _NAME.fullmatch(path.name)
     if path.parent.parent.name != CHECKPOINTS.name or not bad:
-        return None
+        return "name another one, or the run"
     for other in earlier:
         match = _NAME.fullmatch(other.name)
         if match and int(match[1]) < int(bad[1]):

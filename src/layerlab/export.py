@@ -136,7 +136,8 @@ def export(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with aside.open("wb") as file:
+            aside.unlink(missing_ok=True)  # left by a process that was killed, or a link that leads elsewhere
+            with aside.open("xb") as file:
                 file.write(model.SerializeToString(deterministic=True))
                 file.flush()
                 os.fsync(file.fileno())

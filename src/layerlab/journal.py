@@ -126,8 +126,8 @@ class Journal:
         begun = path.with_suffix(f".{os.getpid()}.new")
         try:
             RUNS.mkdir(parents=True, exist_ok=True)
-            if not (ignore := HOME / ".gitignore").exists():
-                ignore.write_text("*\n")  # nothing in there is for a repository
+            if not os.path.lexists(ignore := HOME / ".gitignore"):
+                write(ignore, "*\n")  # nothing in there is for a repository
             write(begun, "")
             journal = cls(begun)
         except OSError as error:

@@ -178,7 +178,10 @@ def _going_on(known: KnownRun, run_id: str, chosen: Checkpoint | None, total: in
 
 def _refuse_other(found: Checkpoint, known: KnownRun, run_id: str, row: TierRow) -> None:
     if found.run_id != run_id:
-        raise CheckpointError(f"checkpoint {found.path} is of run {found.run_id}, not of {run_id}")
+        raise CheckpointError(
+            f"checkpoint {found.path} is of run {found.run_id}, not of {run_id}",
+            hint=checkpoint.before(found.path),
+        )
     mine = _plain(parse_spec(parse_yaml(known.spec_yaml or "", "spec.yaml"), "spec.yaml"))
     other = _plain(parse_spec(found.spec, str(found.path)))
     differing = [key for key in {**mine, **other} if mine.get(key) != other.get(key)]
@@ -186,13 +189,14 @@ def _refuse_other(found: Checkpoint, known: KnownRun, run_id: str, row: TierRow)
         key = sorted(differing)[0]
         raise CheckpointError(
             f"checkpoint {found.path} is of another spec: {key} is {other.get(key)}, and in the run "
-            f"{mine.get(key)}"
+            f"{mine.get(key)}",
+            hint=checkpoint.before(found.path),
         )
     if (found.distribution, found.tier_version) != (row.distribution, row.version):
         raise CheckpointError(
             f"checkpoint {found.path} is of {found.distribution} {found.tier_version}, and '{row.name}' is "
             f"now of {row.distribution} {row.version}",
-            hint="install that version, or begin a new run",
+            hint=f"install that version; or {checkpoint.before(found.path)}",
         )
 
 

@@ -13,6 +13,7 @@ from layerlab.errors import TrackingError, one_line
 DEFAULT_URI = "sqlite:///mlflow.db"
 # A server that takes no connection in so many seconds is not there.
 SECONDS_TO_CONNECT = 4.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 def resolve_uri(given: str | None) -> str:
@@ -47,19 +48,26 @@ def refuse_unreachable(uri: str) -> None:
         TrackingError: As said.
     """
     parts = urlsplit(uri)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    scheme = parts.scheme.partition("+")[0]
+    if (
+        scheme not in _PORTS or not parts.hostname or "," in parts.hostname
+    ):  # databases may have several hosts
         return
-    if any(os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")):
+    if scheme.startswith("http") and any(
+        os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+    ):
         return  # whether the server is there only the proxy can say
     try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        port = parts.port or _PORTS[scheme]
         socket.create_connection((parts.hostname, port), timeout=SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        server, start = "database", ""
+        if scheme.startswith("http"):
+            server, start = "server", "start it with: mlflow server --host 127.0.0.1, "
         raise TrackingError(
             f"tracking store {without_credentials(uri)} cannot be opened: {reason}",
-            hint="is the server running? start it with: mlflow server --host 127.0.0.1, "
-            "or record without it: layerlab run --offline",
+            hint=f"is the {server} running? {start}or record without it: layerlab run --offline",
         ) from None
 
 
@@ -79,14 +87,18 @@ def without_secrets(error: BaseException, uri: str = "") -> str:
         error: The error.
         uri: The store's own URI, whose parts may stand in it in whatever way.
     """
-    text = one_line(str(error))
+    return scrubbed(one_line(str(error)), uri)[:300]
+
+
+def scrubbed(text: str, uri: str = "") -> str:
+    """A text without the credentials that a URI in it may have, first of all this one."""
     if uri:
         text = text.replace(uri, without_credentials(uri))
         query = uri.partition("?")[2]
         for secret in (urlsplit(uri).password, query):
             if secret:
                 text = text.replace(secret, "***")
-    return re.sub(r"://[^/\s]+@", "://", text)[:300]
+    return re.sub(r"://[^/\s]+@", "://", text)
 
 
 def refuse_unclear(uri: str) -> None:
@@ -96,8 +108,8 @@ def refuse_unclear(uri: str) -> None:
         TrackingError: As said, without the URI.
     """
     scheme, colon, rest = uri.partition("://")
-    after_host = re.split(r"[/?#]", rest, maxsplit=1)[1:]
-    if colon and scheme in {"http", "https"} and after_host and "@" in after_host[0]:
+    host, *after_host = re.split(r"[/?#]", rest, maxsplit=1)
+    if colon and host and after_host and "@" in after_host[0]:
         raise TrackingError(
             f"the tracking URI ({scheme}://...) has an '@' after what should be its host",
             hint="write '/', '?' and '#' of a password as %2F, %3F and %23",

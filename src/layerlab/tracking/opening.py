@@ -58,6 +58,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if _set_here.get(name) != value}
 
 
+def take_over(users: dict[str, str]) -> None:
+    """Takes over the environment of another process, as its user has it."""
+    _set_here.clear()
+    os.environ.clear()
+    os.environ.update(users)
+
+
 @contextmanager
 def one_at_a_time(uri: str) -> Iterator[None]:
     """Within this context nobody else opens a SQLite database: two that create it at once would break it."""
@@ -95,8 +102,8 @@ def alone(path: Path) -> Journal | None:
                     raise TrackingError(
                         f"run {path.stem} is still running, as process {known.pid} on {known.host}"
                     ) from None
-                if time.monotonic() > deadline:
-                    raise TrackingError(
-                        f"run {path.stem} is still being sent to its store", hint="try again later"
-                    ) from None
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"run {path.stem} is still being sent to its store", hint="try again later"
+                ) from None
         time.sleep(0.05)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
+from layerlab.storeuri import scrubbed
+from layerlab.tracking.opening import take_over
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +37,7 @@ class Recording:
 
     def __init__(self) -> None:
         self._store: Store
+        self._uri = ""
         self._delivery: Delivery | None = None
 
     def open(self, uri: str, experiment: str | None, folder: str, environment: dict[str, str]) -> None:
@@ -44,8 +47,8 @@ class Recording:
             TrackingError: It cannot be opened, or the experiment is deleted.
         """
         self.close("its trainer began another run")
-        os.environ.clear()
-        os.environ.update(environment)
+        take_over(environment)
+        self._uri = uri
         os.chdir(folder)
         from layerlab.tracking.store import Store
 
@@ -104,7 +107,7 @@ class Recording:
     def close(self, reason: str) -> None:
         """Closes a run that its trainer left open as KILLED, and leaves a note of it in the folder."""
         if self._delivery is not None:
-            with suppress(LayerlabError):
+            with suppress(LayerlabError, OSError):
                 path = self._delivery.path
                 leave_note(path.stem, kind(header(path)))
             self.finish("KILLED", reason)
@@ -116,7 +119,7 @@ class Recording:
         except LayerlabError as error:
             return "refused", (type(error), str(error), error.hint)
         except Exception:  # noqa: BLE001 -- told to the trainer, which raises it there
-            return "failed", traceback.format_exc()
+            return "failed", scrubbed(traceback.format_exc(), self._uri)
 
 
 def main() -> None:

@@ -243,16 +243,17 @@ class Store:
                 hint="if it is not, say so to MLflow: MlflowClient().set_terminated(run_id, 'KILLED')",
             )
         inputs = [] if run.inputs is None else run.inputs.dataset_inputs
-        return KnownRun(
-            run_id=run.info.run_id,
-            status=run.info.status,
-            experiment=self.client.get_experiment(run.info.experiment_id).name,
-            spec_yaml=self._spec_of(run.info.run_id),
-            data_digest=inputs[0].dataset.digest if inputs else None,
-            recorded=self._recorded_steps(run),
-            tags=dict(tags),
-            state=_state(run),
-        )
+        with _translated(self, "cannot be asked"):
+            return KnownRun(
+                run_id=run.info.run_id,
+                status=run.info.status,
+                experiment=self.client.get_experiment(run.info.experiment_id).name,
+                spec_yaml=self._spec_of(run.info.run_id),
+                data_digest=inputs[0].dataset.digest if inputs else None,
+                recorded=self._recorded_steps(run),
+                tags=dict(tags),
+                state=_state(run),
+            )
 
     def find_run(self, run_id: str) -> Run | None:
         """A run by its id, or by the id that it had before a store knew it; None: there is none.
@@ -303,7 +304,8 @@ class Store:
     def _made_late(self, path: Path, known: Header) -> Run:
         """Makes the run of a journal that was written without a store, if it is not there."""
         found = self.find_run(known.run_id)
-        if found is not None and Progress(path).read()[0]:
+        sent, run_id = Progress(path).read()
+        if found is not None and sent and run_id == found.info.run_id:
             return found
         Progress(path).write(0)  # what another store may have got of it, this one has not
         kept = known.info
