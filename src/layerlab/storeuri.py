@@ -49,9 +49,8 @@ def refuse_unreachable(uri: str) -> None:
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
-    if (
-        scheme not in _PORTS or not parts.hostname or "," in parts.hostname
-    ):  # databases may have several hosts
+    # A database may have several hosts: which of them has to be there only its driver knows.
+    if scheme not in _PORTS or not parts.hostname or "," in parts.hostname:
         return
     if scheme.startswith("http") and any(
         os.environ.get(name) for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")

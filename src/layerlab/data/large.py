@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerlab.data.dataset import Dataset
 from layerlab.data.mapped import ArrayWriter, chunks
 from layerlab.data.table import (
     MOST_CLASSES,
     check_classes,
     check_column_names,
     chosen_features,
+    dataset_of,
     is_label,
     label_values,
     not_numeric,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from layerlab.data.dataset import Dataset
     from layerlab.tier import Array
 
 # A table of more bytes than this, as float64, is not held in memory: reading it there takes several times
@@ -95,16 +96,7 @@ def large_table_dataset(path: Path, targets: Sequence[str], told: Callable[[str]
                 labels.add(table, first_row)
         x = x_out.mapped()
         classes, y = labels.one_hot() if labels is not None else (None, y_out.mapped())
-    return Dataset(
-        name=path.stem,
-        source=name,
-        x=x,
-        y=y,
-        features=tuple(features),
-        outputs=classes or tuple(targets),
-        classes=classes,
-        standardise=True,
-    )
+    return dataset_of(path, x, y, features, targets, classes)
 
 
 class _Labels:

@@ -52,9 +52,21 @@ def table_dataset(path: Path, targets: Sequence[str]) -> Dataset:
         classes, y = _one_hot(name, table, targets[0])
     else:
         y = np.column_stack([numeric_column(name, table, t) for t in targets])  # (N, n_out)
+    return dataset_of(path, x, y, features, targets, classes)
+
+
+def dataset_of(
+    path: Path,
+    x: Array,
+    y: Array,
+    features: Sequence[str],
+    targets: Sequence[str],
+    classes: tuple[str, ...] | None,
+) -> Dataset:
+    """The data set of a table's file: x of shape (N, n_in), y of shape (N, n_out), one-hot for classes."""
     return Dataset(
         name=path.stem,
-        source=name,
+        source=str(path),
         x=x,
         y=y,
         features=tuple(features),
