@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# what is compiled when it is installed is installed anew when it changes
+FUSED  := $(wildcard $(addprefix plugins/layerlab-fused/,pyproject.toml setup.py src/layerlab_fused/*.[ch]))
 # torch is named beside the rest so that the constraints' exact version is the one that is fetched
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -30,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt plugins/layerlab-fused/pyproject.toml plugins/layerlab-jax/pyproject.toml plugins/layerlab-compiled/pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(FUSED) plugins/layerlab-jax/pyproject.toml plugins/layerlab-compiled/pyproject.toml | $(BIN)/python
 	$(PIP) torch -e '.[dev,peers]' -e plugins/layerlab-fused -e plugins/layerlab-jax -e plugins/layerlab-compiled
 	touch $(VENV)/.installed $@
 

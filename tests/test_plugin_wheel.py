@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,34 +17,38 @@ from helpers import run_command, run_python
 SOURCE = Path(__file__).parents[1] / "plugins" / "layerlab-fused"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["compiler", "no-compiler"])
+def site(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A folder into which the wheel of the plugin is installed, and nothing else."""
-    home = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(SOURCE, home / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    home = tmp_path_factory.mktemp(request.param)
+    made = shutil.ignore_patterns("__pycache__", "*.so", "build", "*.egg-info")
+    shutil.copytree(SOURCE, home / "source", ignore=made)
+    env = {**os.environ, "CC": "false"} if request.param == "no-compiler" else None
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
     local = ["--no-deps", "--no-index"]
-    subprocess.run(
-        [*pip, "wheel", *local, "--no-build-isolation", "-w", str(home), str(home / "source")], check=True
-    )
+    build = [*pip, "wheel", *local, "--no-build-isolation", "-w", str(home), str(home / "source")]
+    subprocess.run(build, check=True, env=env)
     (wheel,) = home.glob("*.whl")
     subprocess.run([*pip, "install", *local, "--target", str(home / "site"), str(wheel)], check=True)
     return home / "site"
 
 
 def test_the_tier_is_there_without_a_change_to_layerlab(site: Path, folder: Path) -> None:
-    """One process lists it from the clean folder, trains it, records it and exports it."""
+    """One process lists it from the clean folder, trains it, records it and exports it; compiled or not."""
     env = {"PYTHONPATH": str(site), "LAYERLAB_PLUGINS": "layerlab-fused"}
     code = """
 import json, layerlab, layerlab_fused
 from layerlab import registry
 row = registry.find("fused")
 run = layerlab.run(plugin="fused", steps=20, n=8, d_in=5, hidden=4).runs[0]
-print(json.dumps([layerlab_fused.__file__, row.as_dict(), run.status, run.distribution, run.onnx["path"]]))
+compiled = layerlab_fused.CompiledStep is not None
+file = layerlab_fused.__file__
+print(json.dumps([file, compiled, row.as_dict(), run.status, run.distribution, run.onnx["path"]]))
 """
     result = run_python(code, cwd=folder, env=env)
     assert result.code == 0, result.stderr
-    file, row, status, distribution, model = json.loads(result.stdout)
+    file, compiled, row, status, distribution, model = json.loads(result.stdout)
+    assert compiled == ("no-compiler" not in site.parent.name and shutil.which("cc") is not None)
     assert Path(file).is_relative_to(site)
     assert (row["name"], row["distribution"], row["version"]) == ("fused", "layerlab-fused", "0.1.0")
     assert row["summary"].startswith("A tier for layerlab")

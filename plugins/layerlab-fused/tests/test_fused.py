@@ -1,7 +1,9 @@
-"""The fused step against the contract, and against the float64 oracle, each going its own way."""
+"""The fused step, compiled and not, against the contract and against the float64 oracle."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import pytest
 import torch
 
 import layerlab
+import layerlab_fused
 from layerlab import Params
 from layerlab.reference import gradients, sgd
 from layerlab.testing import TierContract
 from layerlab_fused import FusedTier
+from layerlab_fused.compiled import CompiledStep
+from layerlab_fused.torch_step import TorchStep
 
 STEPS = 50
+# Every way to make a step: the kernel for any processor, the best for this one, torch's operations.
+KINDS = {"any": partial(CompiledStep, kernel=0), "widest": CompiledStep, "torch": TorchStep}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +38,27 @@ class TestFused(TierContract):
     tier = "fused"
 
 
+class TestWithoutACompiler(TierContract):
+    """The same on torch's operations."""
+
+    tier = "fused"
+
+    @pytest.fixture(autouse=True)
+    def _not_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layerlab_fused, "CompiledStep", None)
+
+
 # N, D_in, H, D_out
 SHAPES = [(8, 6, 5, 3), (1, 4, 3, 2), (1, 1, 1, 1), (32, 17, 9, 1)]
+# Just beside the ends of vectors, tiles and blocks, in each direction; the last of whole ones only.
+BLOCKED = [
+    (65, 193, 6, 4),
+    (63, 1025, 5, 7),
+    (130, 191, 13, 3),
+    (9, 2049, 3, 1),
+    (3, 7, 2, 97),
+    (64, 192, 8, 3),
+]
 
 
 def problem(n: int, d_in: int, hidden: int, d_out: int, *, bias: bool) -> tuple[Params, Any, Any, float]:
@@ -44,9 +71,18 @@ def problem(n: int, d_in: int, hidden: int, d_out: int, *, bias: bool) -> tuple[
     return params, x, y, 0.01 / max(np.abs(g).max() for g in grads if g is not None)
 
 
-def make(params: Params, lr: float, dtype: torch.dtype = torch.float64) -> FusedTier:
-    host = np.float64 if dtype is torch.float64 else np.float32
-    return FusedTier(params.map(lambda p: p.astype(host)), lr=lr, device=torch.device("cpu"), dtype=dtype)
+def make(params: Params, lr: float, kind: Any = CompiledStep) -> FusedTier:
+    tier = FusedTier(params, lr=lr, device=torch.device("cpu"), dtype=torch.float64)
+    tier._kind = kind
+    return tier
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def pairs(actual: Params, expected: Params) -> list[tuple[str, Any, Any]]:
@@ -54,19 +90,95 @@ def pairs(actual: Params, expected: Params) -> list[tuple[str, Any, Any]]:
     return [(name, p, q) for name, p, q in both if q is not None]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
-def test_float64_follows_the_oracle_for_50_steps(bias: bool, shape: tuple[int, ...]) -> None:
-    """Loss and parameters agree to 1e-9 at every step, each going its own way from the start."""
-    params, x, y, lr = problem(*shape, bias=bias)
-    tier = make(params, lr)
-    for step in range(STEPS):
+def assert_follows(tier: FusedTier, params: Params, x: Any, y: Any, lr: float, *, steps: int = STEPS) -> None:
+    for step in range(steps):
         loss = float(tier.step(torch.from_numpy(x), torch.from_numpy(y)))
         expected, grads = gradients(params, x, y)
         params = sgd(params, grads, lr=lr)
         assert loss == pytest.approx(expected, rel=1e-9), step
         for name, p, q in pairs(tier.params(), params):
             assert np.abs(p - q).max() <= 1e-9 * np.abs(q).max(), (step, name)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_float64_follows_the_oracle_for_50_steps(bias: bool, shape: tuple[int, ...], kind: Any) -> None:
+    """Loss and parameters agree to 1e-9 at every step, each going its own way from the start."""
+    params, x, y, lr = problem(*shape, bias=bias)
+    assert_follows(make(params, lr, kind), params, x, y, lr)
+
+
+@every_kind
+@pytest.mark.parametrize("shape", BLOCKED, ids=str)
+def test_what_does_not_fill_a_block_is_computed_too(shape: tuple[int, ...], kind: Any) -> None:
+    """The same of sizes that leave something over."""
+    params, x, y, lr = problem(*shape, bias=True)
+    assert_follows(make(params, lr, kind), params, x, y, lr, steps=3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_any_number_of_threads_computes_the_same(
+    count: int, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there are more of them than hidden units, and where their number changes on the way."""
+    monkeypatch.setattr("layerlab_fused.compiled._OPERATIONS", 1)
+    params, x, y, lr = problem(67, 50, 5, 3, bias=True)
+    tier = make(params, lr)
+    threads(count)
+    assert_follows(tier, params, x, y, lr, steps=3)
+    for other in (count + 1, 1):
+        threads(other)
+        assert_follows(tier, tier.params(), x, y, lr, steps=2)
+
+
+def test_the_same_number_of_threads_gives_the_same_bits(
+    threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing depends on which thread is the first to be done."""
+    monkeypatch.setattr("layerlab_fused.compiled._OPERATIONS", 1)
+    threads(3)
+    params, x, y, lr = problem(67, 50, 9, 3, bias=True)
+    tiers = [make(params, lr) for _ in range(2)]
+    for _ in range(STEPS):
+        one, other = (tier.step(torch.from_numpy(x), torch.from_numpy(y)) for tier in tiers)
+        assert one == other
+    for name, p, q in pairs(*(tier.params() for tier in tiers)):
+        assert (p == q).all(), name
+
+
+@every_kind
+@pytest.mark.parametrize("where", ["x", "y", "w1"])
+def test_what_is_not_a_number_is_not_lost(where: str, kind: Any) -> None:
+    """A NaN anywhere is in the loss: a training that has diverged is seen to."""
+    params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+    {"x": x, "y": y, "w1": params.w1}[where][0] = np.nan
+    assert np.isnan(float(make(params, lr, kind).step(torch.from_numpy(x), torch.from_numpy(y))))
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (torch.zeros(8, 6), torch.zeros(8, 3)),
+        (torch.zeros(8, 7, dtype=torch.float64), torch.zeros(8, 3, dtype=torch.float64)),
+        (torch.zeros(8, 6, dtype=torch.float64), torch.zeros(7, 3, dtype=torch.float64)),
+    ],
+    ids=["dtype", "inputs", "rows"],
+)
+def test_a_batch_that_does_not_fit_is_refused(x: torch.Tensor, y: torch.Tensor) -> None:
+    """What the C would read beyond its end never gets there; the parameters are as they were."""
+    params, _, _, lr = problem(8, 6, 5, 3, bias=True)
+    tier = make(params, lr)
+    with pytest.raises(ValueError, match=r"float64 of shapes \(\(8, 6\), \(8, 3\)\) expected"):
+        tier.step(x, y)
+    for name, p, q in pairs(tier.params(), params):
+        assert (p == q).all(), name
+
+
+def test_a_plan_of_another_size_is_refused() -> None:
+    """A Python side and a C side that do not belong together say so."""
+    with pytest.raises(ValueError, match="the plan has another size"):
+        layerlab_fused.compiled._step.step(b"", 0, 0, 1)
 
 
 def test_a_run_is_recorded_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,229 @@
+/* One training step for one type of number and one set of instructions; included once for each pair of them.
+
+   Defined by who includes it: REAL, the type; INTEGER, one as wide; WIDTH, the bytes of a vector; NAME(x), x with a
+   suffix of its own.
+
+   Every thread owns a span of hidden units: their rows of w1_t and of w2, and their b1. Nobody else reads or
+   writes these while a step runs, and they stay in the cache of the processor that works on them. Only the
+   predictions are sums over all hidden units: each thread leaves its share of them, and between the two halves
+   of a step the threads wait for each other, once.
+
+   A tile of 4 x 3 vectors of sums stays in registers: 12 multiply-adds for every 7 loads, which is what a
+   processor with two of the one and two to three of the other in a cycle can sustain. */
+
+#define VEC NAME(vec)
+#define HALF NAME(half)
+#define MASK NAME(mask)
+#define LANES ((ptrdiff_t)(WIDTH / sizeof(REAL)))
+#define AT(p) (*(VEC *)(p))
+#define READ(p) (*(const VEC *)(p))
+#define EACH(i, n) _Pragma("GCC unroll 4") for (int i = 0; i < (n); i++)
+
+typedef REAL VEC __attribute__((vector_size(WIDTH), aligned(sizeof(REAL)), may_alias));
+typedef REAL HALF __attribute__((vector_size(WIDTH / 2), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER MASK __attribute__((vector_size(WIDTH)));
+
+INLINE REAL NAME(total)(VEC v)
+{
+    const HALF *halves = (const HALF *)&v;
+    const HALF half = halves[0] + halves[1];
+    REAL sum = half[0];
+    EACH(i, (int)LANES / 2 - 1) sum += half[i + 1];
+    return sum;
+}
+
+/* The last `count` of the numbers before `end`, at the places that they have there, and 0 before them. */
+INLINE VEC NAME(rest)(const REAL *end, MASK there)
+{
+    return (VEC)((MASK)READ(end - LANES) & there);
+}
+
+/* out[r, c] += a[r] . b[c], for rows of k numbers. */
+INLINE void NAME(dots)(int rows, int cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
+                       ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
+{
+    VEC sums[4][3], from_b[3];
+    ptrdiff_t i = 0;
+    EACH(r, rows) EACH(c, cols) sums[r][c] = (VEC){0};
+    for (; i + LANES <= k; i += LANES) {
+        EACH(c, cols) from_b[c] = READ(b + c * ldb + i);
+        EACH(r, rows) {
+            const VEC from_a = READ(a + r * lda + i);
+            EACH(c, cols) sums[r][c] += from_a * from_b[c];
+        }
+    }
+    if (i < k && k > LANES) { /* a vector that ends where the rows do, without what was in the one before */
+        MASK there = {0};
+        for (ptrdiff_t lane = LANES - (k - i); lane < LANES; lane++) there[lane] = -1;
+        EACH(c, cols) from_b[c] = NAME(rest)(b + c * ldb + k, there);
+        EACH(r, rows) {
+            const VEC from_a = NAME(rest)(a + r * lda + k, there);
+            EACH(c, cols) sums[r][c] += from_a * from_b[c];
+        }
+        i = k;
+    }
+    EACH(r, rows) EACH(c, cols) {
+        REAL sum = NAME(total)(sums[r][c]);
+        for (ptrdiff_t j = i; j < k; j++) sum += a[r * lda + j] * b[c * ldb + j];
+        out[r * ldo + c] += sum;
+    }
+}
+
+/* w[r] += the sum over i < n of factors[i * step + r * apart] * x[i], for rows that are so many vectors wide. */
+INLINE void NAME(outer)(int rows, int vecs, ptrdiff_t n, const REAL *factors, ptrdiff_t step, ptrdiff_t apart,
+                        const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
+{
+    VEC sums[4][3], from_x[3];
+    EACH(r, rows) EACH(v, vecs) sums[r][v] = READ(w + r * ldw + v * LANES);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        EACH(v, vecs) from_x[v] = READ(x + i * ldx + v * LANES);
+        EACH(r, rows) {
+            const REAL factor = factors[i * step + r * apart];
+            EACH(v, vecs) sums[r][v] += factor * from_x[v];
+        }
+    }
+    EACH(r, rows) EACH(v, vecs) AT(w + r * ldw + v * LANES) = sums[r][v];
+}
+
+/* Both for any number of columns. `rows` is a constant where they are called: a compiler unrolls nothing else. */
+INLINE void NAME(dots_along)(int rows, ptrdiff_t cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
+                             ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
+{
+    ptrdiff_t c = 0;
+    for (; c + 3 <= cols; c += 3) NAME(dots)(rows, 3, k, a, lda, b + c * ldb, ldb, out + c, ldo);
+    for (; c < cols; c++) NAME(dots)(rows, 1, k, a, lda, b + c * ldb, ldb, out + c, ldo);
+}
+
+INLINE void NAME(outer_along)(int rows, ptrdiff_t cols, ptrdiff_t n, const REAL *factors, ptrdiff_t step,
+                              ptrdiff_t apart, const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
+{
+    ptrdiff_t c = 0;
+    REAL last[4][LANES] = {{0}};
+    for (; c + 3 * LANES <= cols; c += 3 * LANES)
+        NAME(outer)(rows, 3, n, factors, step, apart, x + c, ldx, w + c, ldw);
+    for (; c + LANES <= cols; c += LANES) NAME(outer)(rows, 1, n, factors, step, apart, x + c, ldx, w + c, ldw);
+    if (c == cols) return;
+    /* x has whole vectors, whatever is in them; w ends where it ends */
+    for (int r = 0; r < rows; r++) memcpy(last[r], w + r * ldw + c, (size_t)(cols - c) * sizeof(REAL));
+    NAME(outer)(rows, 1, n, factors, step, apart, x + c, ldx, last[0], LANES);
+    for (int r = 0; r < rows; r++) memcpy(w + r * ldw + c, last[r], (size_t)(cols - c) * sizeof(REAL));
+}
+
+#define BY_ROWS(function, rows, ...)                \
+    switch (rows) {                                 \
+    case 1: NAME(function)(1, __VA_ARGS__); break;  \
+    case 2: NAME(function)(2, __VA_ARGS__); break;  \
+    case 3: NAME(function)(3, __VA_ARGS__); break;  \
+    default: NAME(function)(4, __VA_ARGS__); break; \
+    }
+
+static NOINLINE void NAME(dots_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
+                                   const REAL *b, ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
+{
+    for (; rows > 0; rows -= ROWS, a += ROWS * lda, out += ROWS * ldo)
+        BY_ROWS(dots_along, rows, cols, k, a, lda, b, ldb, out, ldo)
+}
+
+static NOINLINE void NAME(outer_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t n, const REAL *factors,
+                                    ptrdiff_t step, ptrdiff_t apart, const REAL *x, ptrdiff_t ldx, REAL *w,
+                                    ptrdiff_t ldw)
+{
+    for (; rows > 0; rows -= ROWS, factors += ROWS * apart, w += ROWS * ldw)
+        BY_ROWS(outer_along, rows, cols, n, factors, step, apart, x, ldx, w, ldw)
+}
+
+/* h = relu(w1_t @ x.T + b1) of the thread's hidden units, and their share of the predictions. */
+static void NAME(forward)(const Plan *p, const void *inputs, ptrdiff_t thread, ptrdiff_t threads)
+{
+    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld;
+    const ptrdiff_t first = p->hidden * thread / threads, own = p->hidden * (thread + 1) / threads - first;
+    const REAL *x = inputs, *w1_t = (REAL *)p->w1_t + first * d_in, *w2 = (REAL *)p->w2 + first * d_out;
+    const REAL *b1 = p->b1, *b2 = p->b2;
+    REAL *h = (REAL *)p->h + first * ld, *share = (REAL *)p->shares + thread * d_out * ld;
+
+    for (ptrdiff_t i = 0; i < own; i++)
+        for (ptrdiff_t j = 0; j < n; j++) h[i * ld + j] = b1 ? b1[first + i] : 0;
+    for (ptrdiff_t k = 0; k < d_in; k += DEPTH)
+        for (ptrdiff_t j = 0; j < n; j += BATCH)
+            NAME(dots_of)(own, MIN(n - j, BATCH), MIN(d_in - k, DEPTH), w1_t + k, d_in, x + j * d_in + k, d_in,
+                          h + j, ld);
+    for (ptrdiff_t i = 0; i < own; i++)
+        /* what is not a number stays so */
+        for (ptrdiff_t j = 0; j < n; j++) h[i * ld + j] = h[i * ld + j] <= 0 ? 0 : h[i * ld + j];
+    for (ptrdiff_t o = 0; o < d_out; o++)
+        for (ptrdiff_t j = 0; j < ld; j++) share[o * ld + j] = b2 && thread == 0 ? b2[o] : 0;
+    for (ptrdiff_t j = 0; j < ld; j += BATCH)
+        NAME(outer_of)(d_out, MIN(ld - j, BATCH), own, w2, d_out, 1, h + j, ld, share + j, ld);
+}
+
+/* diff = rate * (y_pred - y), a copy of the thread's own; the loss, and the update of b2, by the first thread. */
+static double NAME(differences)(const Plan *p, const REAL *y, REAL *diff, ptrdiff_t thread, ptrdiff_t threads)
+{
+    const ptrdiff_t d_out = p->d_out, n = p->n, ld = p->ld;
+    const REAL *shares = p->shares, rate = (REAL)p->rate;
+    REAL *b2 = p->b2;
+    double loss = 0;
+    for (ptrdiff_t o = 0; o < d_out; o++, diff += ld) {
+        VEC squares = {0}, sums = {0};
+        for (ptrdiff_t j = 0; j < ld; j += LANES) {
+            VEC sum = {0};
+            for (ptrdiff_t t = 0; t < threads; t++) sum += READ(shares + (t * d_out + o) * ld + j);
+            AT(diff + j) = sum;
+        }
+        for (ptrdiff_t j = 0; j < n; j++) diff[j] -= y[j * d_out + o];
+        for (ptrdiff_t j = n; j < ld; j++) diff[j] = 0;
+        for (ptrdiff_t j = 0; j < ld; j += LANES) {
+            squares += READ(diff + j) * READ(diff + j);
+            sums += AT(diff + j) *= rate;
+        }
+        if (thread) continue;
+        loss += NAME(total)(squares);
+        if (b2) b2[o] += NAME(total)(sums);
+    }
+    return loss;
+}
+
+/* The gradients by the thread's hidden units, and the update of all that belongs to them. */
+static void NAME(backward)(const Plan *p, const void *inputs, const void *targets, ptrdiff_t thread,
+                           ptrdiff_t threads, double *loss)
+{
+    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld;
+    const ptrdiff_t first = p->hidden * thread / threads, own = p->hidden * (thread + 1) / threads - first;
+    const REAL *x = inputs, *h = (REAL *)p->h + first * ld;
+    REAL *w1_t = (REAL *)p->w1_t + first * d_in, *w2 = (REAL *)p->w2 + first * d_out, *b1 = p->b1;
+    REAL *grad = (REAL *)p->grad + first * ld, *diff = (REAL *)p->diffs + thread * d_out * ld;
+    REAL *tile = (REAL *)p->tiles + thread * BATCH * COLUMNS;
+
+    const double all = NAME(differences)(p, targets, diff, thread, threads);
+    if (thread == 0) *loss = all;
+    memset(grad, 0, (size_t)(own * ld) * sizeof(REAL));
+    for (ptrdiff_t j = 0; j < ld; j += BATCH)
+        NAME(outer_of)(own, MIN(ld - j, BATCH), d_out, w2, 1, d_out, diff + j, ld, grad + j, ld);
+    for (ptrdiff_t i = 0; i < own; i++) {
+        VEC sums = {0};
+        for (ptrdiff_t j = 0; j < ld; j += LANES) {
+            const VEC zero = {0};
+            AT(grad + i * ld + j) = (VEC)((MASK)READ(grad + i * ld + j) & ~(MASK)(READ(h + i * ld + j) <= zero));
+            sums += READ(grad + i * ld + j);
+        }
+        if (b1) b1[first + i] += NAME(total)(sums);
+    }
+    for (ptrdiff_t j = 0; j < ld; j += DEPTH)
+        NAME(dots_of)(own, d_out, MIN(ld - j, DEPTH), h + j, ld, diff + j, ld, w2, d_out);
+    for (ptrdiff_t j = 0; j < n; j += BATCH)
+        for (ptrdiff_t k = 0; k < d_in; k += COLUMNS) {
+            const ptrdiff_t rows = MIN(n - j, BATCH), cols = MIN(d_in - k, COLUMNS);
+            for (ptrdiff_t r = 0; r < rows; r++)
+                memcpy(tile + r * COLUMNS, x + (j + r) * d_in + k, (size_t)cols * sizeof(REAL));
+            NAME(outer_of)(own, cols, rows, grad + j, 1, ld, tile, COLUMNS, w1_t + k, d_in);
+        }
+}
+
+#undef VEC
+#undef HALF
+#undef MASK
+#undef LANES
+#undef AT
+#undef READ
+#undef EACH
+#undef BY_ROWS

@@ -1,0 +1,162 @@
+/* layerlab_fused._step: a training step of the two-layer network in one call, on the CPU.
+
+   step(plan, x, y, threads) -> loss
+
+   `plan` is a `Plan` as bytes, which `layerlab_fused.compiled` packs; `x` and `y` are addresses of (N, D_in)
+   and (N, D_out) numbers without gaps. Whoever calls answers for it that all addresses are what they should be. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Rows of w1_t in a tile; numbers of a dot product, rows of x and columns of w1_t in a block: what is used again
+   and again should be in the second cache (DEPTH x (BATCH + a thread's hidden units) numbers), and a tile's
+   share of it in the first. */
+enum { ROWS = 4, DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+
+typedef struct {
+    ptrdiff_t d_in, hidden, d_out, n, ld; /* ld: n rounded up to whole vectors */
+    ptrdiff_t kernel;                     /* an index of `kernels` */
+    double rate;                          /* what y_pred - y is multiplied by before it is carried back */
+    void *w1_t, *w2, *b1, *b2;            /* (hidden, d_in), (hidden, d_out), (hidden), (d_out) or NULL */
+    void *h, *grad;                       /* (hidden, ld) each; beyond n columns they are 0 */
+    void *shares, *diffs;                 /* (threads, d_out, ld) each */
+    void *tiles;                          /* (threads, BATCH, COLUMNS) */
+} Plan;
+
+#define WIDTH 16
+#define REAL float
+#define INTEGER int32_t
+#define NAME(x) x##_float_any
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#define REAL double
+#define INTEGER int64_t
+#define NAME(x) x##_double_any
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef WIDTH
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define WIDTH 32
+#define REAL float
+#define INTEGER int32_t
+#define NAME(x) x##_float_avx2
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#define REAL double
+#define INTEGER int64_t
+#define NAME(x) x##_double_avx2
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef WIDTH
+#pragma GCC pop_options
+#endif
+
+typedef struct {
+    void (*forward)(const Plan *, const void *, ptrdiff_t, ptrdiff_t);
+    void (*backward)(const Plan *, const void *, const void *, ptrdiff_t, ptrdiff_t, double *);
+} Kernel;
+
+/* For any processor, float and double; then for one with AVX2. */
+static const Kernel kernels[] = {
+    {forward_float_any, backward_float_any},
+    {forward_double_any, backward_double_any},
+#ifdef HAS_AVX2
+    {forward_float_avx2, backward_float_avx2},
+    {forward_double_avx2, backward_double_avx2},
+#endif
+};
+
+static double run(const Plan *p, const void *x, const void *y, int threads)
+{
+    const Kernel *kernel = kernels + p->kernel;
+    double loss = 0;
+    if (threads < 2) {
+        kernel->forward(p, x, 0, 1);
+        kernel->backward(p, x, y, 0, 1, &loss);
+        return loss;
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        /* there may be fewer than were asked for */
+        const ptrdiff_t thread = omp_get_thread_num(), all = omp_get_num_threads();
+        kernel->forward(p, x, thread, all);
+#pragma omp barrier
+        kernel->backward(p, x, y, thread, all, &loss);
+    }
+    return loss;
+}
+
+static PyObject *step(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    char *bytes;
+    Py_ssize_t size;
+    Plan plan;
+    double loss;
+    (void)module;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "step(plan, x, y, threads)");
+        return NULL;
+    }
+    if (PyBytes_AsStringAndSize(args[0], &bytes, &size)) return NULL;
+    if (size != sizeof(Plan)) {
+        PyErr_SetString(PyExc_ValueError, "the plan has another size");
+        return NULL;
+    }
+    memcpy(&plan, bytes, sizeof(Plan));
+    const void *x = PyLong_AsVoidPtr(args[1]), *y = PyLong_AsVoidPtr(args[2]);
+    const long threads = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    if (plan.kernel < 0 || plan.kernel >= (ptrdiff_t)(sizeof(kernels) / sizeof(*kernels))) {
+        PyErr_SetString(PyExc_ValueError, "there is no such kernel");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    loss = run(&plan, x, y, (int)threads);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(loss);
+}
+
+static PyMethodDef methods[] = {
+    {"step", (PyCFunction)(void (*)(void))step, METH_FASTCALL, "step(plan, x, y, threads) -> loss"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_step", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__step(void)
+{
+    PyObject *module = PyModule_Create(&definition);
+    int widest = 0;
+#ifdef HAS_AVX2
+    if (HAS_AVX2) widest = 2;
+#endif
+    if (module
+        && (PyModule_AddIntConstant(module, "WIDEST", widest) || PyModule_AddIntConstant(module, "BATCH", BATCH)
+            || PyModule_AddIntConstant(module, "COLUMNS", COLUMNS))) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

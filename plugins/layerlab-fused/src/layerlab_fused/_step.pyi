@@ -1,0 +1,7 @@
+"""The C of a step: see _step.c."""
+
+WIDEST: int
+BATCH: int
+COLUMNS: int
+
+def step(plan: bytes, x: int, y: int, threads: int, /) -> float: ...

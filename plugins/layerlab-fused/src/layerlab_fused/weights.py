@@ -1,0 +1,45 @@
+"""Where the parameters of the tier live, in the layout in which its steps update them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from layerlab import Params
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters, each contiguous, written in place.
+
+    Attributes:
+        w1_t: First layer, transposed, shape (H, D_in): the update is then a product that is written row by
+            row, and all that belongs to a hidden unit lies together.
+        w2: Second layer, shape (H, D_out).
+        b1: Biases, shape (H,), or None.
+        b2: Biases, shape (D_out,), or None.
+    """
+
+    w1_t: Tensor
+    w2: Tensor
+    b1: Tensor | None
+    b2: Tensor | None
+
+    @classmethod
+    def of(cls, params: Params, device: torch.device, dtype: torch.dtype) -> Weights:
+        """Copies on a device."""
+
+        def tensor(array: Any) -> Any:
+            return None if array is None else torch.tensor(array, device=device, dtype=dtype)
+
+        return cls(tensor(params.w1.T.copy()), tensor(params.w2), tensor(params.b1), tensor(params.b2))
+
+    def views(self) -> dict[str, Tensor]:
+        """Those that there are, by their names and in the layout of `layerlab.Params`."""
+        named = {"w1": self.w1_t.t(), "w2": self.w2, "b1": self.b1, "b2": self.b2}
+        return {name: p for name, p in named.items() if p is not None}
