@@ -48,10 +48,14 @@ def _hidden(params: Params, x: Array) -> Array:
     return h if params.b1 is None else h + params.b1
 
 
+def _predictions(params: Params, h: Array) -> Array:
+    y_pred = np.maximum(h, 0) @ params.w2  # (N, D_out)
+    return y_pred if params.b2 is None else y_pred + params.b2
+
+
 def forward(params: Params, x: Array) -> Array:
     """Predictions ``relu(x @ w1 + b1) @ w2 + b2``, shape (N, n_out), for inputs of shape (N, n_in)."""
-    y_pred = np.maximum(_hidden(params, x), 0) @ params.w2  # (N, D_out)
-    return y_pred if params.b2 is None else y_pred + params.b2
+    return _predictions(params, _hidden(params, x))
 
 
 def loss(y_pred: Array, y: Array) -> float:
@@ -71,7 +75,7 @@ def gradients(params: Params, x: Array, y: Array) -> tuple[float, Params]:
         The loss, and the gradients in the layout of `Params`.
     """
     h = _hidden(params, x)  # (N, H)
-    y_pred = forward(params, x)  # (N, D_out)
+    y_pred = _predictions(params, h)  # (N, D_out)
     d_y = 2 * (y_pred - y)  # (N, D_out)
     d_h = (d_y @ params.w2.T) * (h > 0)  # (N, H), relu'(0) = 0
     return loss(y_pred, y), Params(

@@ -127,8 +127,8 @@ def _measure(record: Record, report: BenchReport, asked: Asked, *, peers: bool, 
             )
         rounds = Rounds(asked, beside, observer, stop, stack)
         rounds.begin()
+        rounds.measure(report.configs)
         for index, config in enumerate(report.configs):
-            rounds.measure(config)
             record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
         report.machine = rounds.machine
 

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+# How long the threads of a library are waited for, how often they are looked at, and how long they are given
+# where nobody can look.
+_LONGEST, _LOOK, _SPINNING = 1.0, 0.005, 0.2
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
@@ -47,6 +51,25 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+def settle() -> None:
+    """Waits until no other thread of this process runs, or for a second.
+
+    A library's threads look out for more work for a while after they had some (OpenBLAS's for a tenth of a
+    second): where there are as many of torch's as there are processors, they take turns with these. The
+    oracle's work before a clock starts must not be in what the clock shows.
+    """
+    late = time.monotonic() + _LONGEST
+    own = str(threading.get_native_id())
+    try:
+        while time.monotonic() < late and any(
+            task.name != own and (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+            for task in Path("/proc/self/task").iterdir()
+        ):
+            time.sleep(_LOOK)
+    except OSError:  # there is no such folder on this system, or a thread ended
+        time.sleep(_SPINNING)
 
 
 class Peak:

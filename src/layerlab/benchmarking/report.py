@@ -143,7 +143,12 @@ class Config:
     @property
     def label(self) -> str:
         """The sizes: N, D_in, H, D_out."""
-        return f"{self.batch_size}x{self.d_in}x{self.hidden}x{self.d_out}"
+        return "x".join(map(str, self.sizes))
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """N, D_in, H, D_out."""
+        return self.batch_size, self.d_in, self.hidden, self.d_out
 
     @property
     def operations(self) -> int:

@@ -12,6 +12,7 @@ from layerlab.benchmarking.report import Row, Timing
 from layerlab.benchmarking.seeds import seed_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import ExitStack
 
     from layerlab.benchmarking.peers.rounds import PeerRounds
@@ -48,6 +49,15 @@ class Asked:
     precision: Precision
     accelerator: str
     seed: int
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """One problem, how fast each tier is on it, and the seconds of a step by tier and mode."""
+
+    config: Config
+    paces: dict[str, dict[str, float]]
+    times: dict[str, dict[str, list[float]]]
 
 
 class Rounds:
@@ -96,33 +106,44 @@ class Rounds:
         if self._peers:
             self._peers.begin(self._asked.precision, self._asked.accelerator)
 
-    def measure(self, config: Config) -> None:
-        """All rounds of all tiers on one problem."""
+    def measure(self, configs: Sequence[Config]) -> None:
+        """All rounds of all tiers on all problems.
+
+        The problems of a sweep take turns too: what two of them are compared by are the rounds.
+        """
+        sweep = [self._begin(config) for config in configs]
+        label = configs[0].label if len(configs) == 1 else f"{len(configs)} problems"
+        self._observer.started(label, self._asked.rounds)
+        for number in range(self._asked.rounds):
+            for taken in sweep:
+                self._round(number, taken)
+                if self._peers:
+                    self._peers.round(number, taken.config)
+            self._observer.advanced(number + 1, float("nan"))
+        for taken in sweep:
+            self._end(taken)
+
+    def _begin(self, config: Config) -> _Taken:
         config.refused |= self._refused
         paces = self._warm_up(config)
-        times: dict[str, dict[str, list[float]]] = {
-            name: {mode: [] for mode in ("floor", *self._asked.modes)} for name in paces
-        }
+        modes = (*self._asked.modes, "floor")
         if self._peers:
             self._peers.prepare(config)
-        self._observer.started(config.label, self._asked.rounds)
-        for number in range(self._asked.rounds):
-            self._round(number, config, paces, times)
-            if self._peers:
-                self._peers.round(number, config)
-            self._observer.advanced(number + 1, float("nan"))
+        return _Taken(config, paces, {name: {mode: [] for mode in modes} for name in paces})
+
+    def _end(self, taken: _Taken) -> None:
+        config = taken.config
         for row in self._asked.rows:
             name = row.selector
-            if name in times and name not in config.refused:
+            if name in taken.times and name not in config.refused:
                 try:
-                    config.rows.append(self._row(row, config, paces[name], times[name]))
+                    config.rows.append(self._row(row, config, taken.paces[name], taken.times[name]))
                 except Refused as reason:
                     config.refused[name] = str(reason)
         if self._peers:
             self._peers.end(config)
 
     def _warm_up(self, config: Config) -> dict[str, dict[str, float]]:
-        sizes = {"n": config.batch_size, "d_in": config.d_in, "hidden": config.hidden, "d_out": config.d_out}
         paces: dict[str, dict[str, float]] = {}
         for name, worker in self._workers.items():
             if name not in self._proofs:
@@ -130,34 +151,34 @@ class Rounds:
             self._stop.check()
             self._observer.stage(f"{config.label}: warming up {name}")
             try:
-                paces[name] = worker.ask("prepare", **sizes, seed=seed_of(self._asked.seed))
+                paces[name] = worker.ask("prepare", sizes=config.sizes, seed=seed_of(self._asked.seed))
             except Refused as reason:
                 config.refused[name] = str(reason)
         return paces
 
-    def _round(
-        self,
-        number: int,
-        config: Config,
-        paces: dict[str, dict[str, float]],
-        times: dict[str, dict[str, list[float]]],
-    ) -> None:
+    def _round(self, number: int, taken: _Taken) -> None:
         """One round of every mode; another tier begins each time.
 
-        All modes of a tier are next to each other, in this order and the next time in the other: what they
-        are compared with was measured in the same seconds, and audited after all of them.
+        All modes of a tier are next to each other, in this order and the next time in the other, and audited
+        after all of them: what they are compared with was measured in the same seconds. The bare loop, with
+        which the others are compared, has the recorded training on one side and the products on the other.
         """
+        config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
-        modes = ("floor", *self._asked.modes)
+        modes = [
+            mode
+            for mode in ("lightning", "tracked", "bare", "floor")
+            if mode in (*self._asked.modes, "floor")
+        ]
         for name in turned:
             self._stop.check()
             asked = [
-                (mode, self._steps(mode, paces[name]), seed_of(self._asked.seed, number, mode))
+                (mode, self._steps(mode, taken.paces[name]), seed_of(self._asked.seed, number, mode))
                 for mode in (modes if number % 2 == 0 else reversed(modes))
             ]
             try:
-                answers = self._workers[name].ask("round", asked=asked)
+                answers = self._workers[name].ask("round", sizes=config.sizes, asked=asked)
             except Refused as reason:
                 config.refused[name] = str(reason)
                 continue
@@ -174,7 +195,7 @@ class Rounds:
     def _row(
         self, row: TierRow, config: Config, pace: dict[str, float], times: dict[str, list[float]]
     ) -> Row:
-        facts = self._workers[row.selector].ask("facts")
+        facts = self._workers[row.selector].ask("facts", sizes=config.sizes)
         self.machine = facts["machine"]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
         floor = Timing.of(times["floor"])

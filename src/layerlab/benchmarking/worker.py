@@ -14,7 +14,7 @@ import torch
 
 from layerlab import registry
 from layerlab.benchmarking.audit import KNOWN, audit_steps, audit_way
-from layerlab.benchmarking.machine import Peak, changed, machine, settings
+from layerlab.benchmarking.machine import Peak, changed, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.conformance import check
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     # Says what is wrong with what was timed, or None; and the seconds of a step, with their audit.
     Audit = Callable[[], str | None]
     Measured = tuple[float, Audit]
+    Sizes = tuple[int, int, int, int]
 
 # The proof that comes before the clock: the checks of the kit that say what is computed.
 PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forward-changes-nothing")
@@ -58,7 +59,7 @@ class Worker:
         self.dtype = torch.float64 if precision == "64-true" else torch.float32
         self._store = store
         self._recorder: Recorder | None = None
-        self._peak = 0
+        self._peaks: dict[Sizes, int] = {}
 
     def prove(self) -> dict[str, Any]:
         """Puts the tier through the part of the conformance suite that says what it computes.
@@ -76,9 +77,9 @@ class Worker:
         said = "; ".join(f"{failure.check}: {failure.detail}" for failure in report.failures)
         return {"ok": report.ok, "said": said or f"suite {report.suite}: {', '.join(PROOF)}"}
 
-    def prepare(self, n: int, d_in: int, hidden: int, d_out: int, seed: int) -> dict[str, Any]:
-        """Takes the sizes, and finds out how long a step takes: the first one, and one of many."""
-        self._sizes, self._peak = (n, d_in, hidden, d_out), 0
+    def prepare(self, sizes: list[int], seed: int) -> dict[str, Any]:
+        """Finds out how long a step of such a problem takes: the first one, and one of many."""
+        self._take(sizes)
         most = most_steps(self._sizes, self.precision)
         # What was compiled earlier, here or in another bench, is no help in the first step.
         folder = f"{self._store.removeprefix('sqlite:///')}-{'x'.join(map(str, self._sizes))}-inductor"
@@ -95,12 +96,13 @@ class Worker:
             seconds = self._clock(partial(_repeat, tier.step, x, y, count))
         return {"first_step": first, "step": seconds / count, "most_steps": most}
 
-    def round(self, asked: list[tuple[str, int, int]]) -> dict[str, Any]:
+    def round(self, sizes: list[int], asked: list[tuple[str, int, int]]) -> dict[str, Any]:
         """Measures modes right after one another, each so many steps from a seed, and audits them after that.
 
         A processor is slower in one minute than in another. Both sides of a ratio should be of the same
         seconds, and an audit takes longer than what it looks at.
         """
+        self._take(sizes)
         ways = {
             "floor": self._floor,
             "bare": self._bare,
@@ -136,7 +138,7 @@ class Worker:
         self._overwrite((x, y), problem)
         ends: list[Params] = []
         seconds = self._clock(lambda: ends.append(timed()))
-        self._peak = max(self._peak, peak.grown())
+        self._peaks[self._sizes] = max(self._peaks.get(self._sizes, 0), peak.grown())
         fault = fault or changed(self._settings)
         return (
             seconds / steps,
@@ -191,9 +193,14 @@ class Worker:
             seconds + sending
         ) / timed, lambda: audit() or lost or _audit_record(self._store, record.run_id, losses)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, sizes: list[int]) -> dict[str, Any]:
         """The machine and the settings, as this process sees them; and the memory of its bare rounds."""
-        return {"peak_mb": self._peak / 1e6, "machine": machine(self.device)}
+        self._take(sizes)
+        return {"peak_mb": self._peaks.get(self._sizes, 0) / 1e6, "machine": machine(self.device)}
+
+    def _take(self, sizes: list[int]) -> None:
+        n, d_in, hidden, d_out = sizes
+        self._sizes: Sizes = n, d_in, hidden, d_out
 
     def _training(
         self, steps: int, seed: int, record: Record | None
@@ -243,7 +250,7 @@ class Worker:
 
     def _draw(self, steps: int, seed: int) -> TimedProblem:
         recipe = self.tier_class.recipe
-        return TimedProblem.draw(
+        problem = TimedProblem.draw(
             self._sizes,
             steps=steps,
             seed=seed,
@@ -251,6 +258,8 @@ class Worker:
             recipe=recipe,
             bias=recipe.bias and self.tier_class.supports_bias,
         )
+        settle()
+        return problem
 
     def _tier(self, problem: TimedProblem) -> Tier:
         return self.tier_class(problem.start, lr=problem.lr, device=self.device, dtype=self.dtype)

@@ -55,6 +55,8 @@ class PeerRounds:
         self._workers = {name: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for name in PEERS}
         self._installed: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._paces: dict[tuple[int, ...], dict[str, float]] = {}
+        self._times: dict[tuple[int, ...], dict[str, list[float]]] = {}
 
     def begin(self, precision: Precision, accelerator: str) -> None:
         """Finds out who is installed."""
@@ -76,32 +78,29 @@ class PeerRounds:
     def prepare(self, config: Config) -> None:
         """Gives them a problem."""
         config.peers_refused |= self._refused
-        self._times: dict[str, list[float]] = {}
-        self._paces: dict[str, float] = {}
-        sizes = {"n": config.batch_size, "d_in": config.d_in, "hidden": config.hidden, "d_out": config.d_out}
+        paces, times = self._paces.setdefault(config.sizes, {}), self._times.setdefault(config.sizes, {})
         for name in self._installed:
             self._observer.stage(f"{config.label}: warming up {name}")
-            pace = self._ask(config, name, "prepare", **sizes, seed=seed_of(self._seed), steps=_FEWEST_STEPS)
+            pace = self._time(config, name, steps=_FEWEST_STEPS, seed=seed_of(self._seed))
             if pace is not None:
-                self._paces[name], self._times[name] = pace, []
+                paces[name], times[name] = pace, []
 
     def round(self, number: int, config: Config) -> None:
         """One round of each; another one begins each time."""
-        names = [name for name in self._times if name not in config.peers_refused]
+        paces, times = self._paces[config.sizes], self._times[config.sizes]
+        names = [name for name in times if name not in config.peers_refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
         for name in turned:
-            sizes = config.batch_size, config.d_in, config.hidden, config.d_out
-            most = most_steps(sizes, "32-true")
-            steps = max(_FEWEST_STEPS, min(round(self._seconds / self._paces[name]), most))
-            seed = seed_of(self._seed, number, PEERS[name].mode)
-            step = self._ask(config, name, "time", steps=steps, seed=seed)
+            most = most_steps(config.sizes, "32-true")
+            steps = max(_FEWEST_STEPS, min(round(self._seconds / paces[name]), most))
+            step = self._time(config, name, steps=steps, seed=seed_of(self._seed, number, PEERS[name].mode))
             if step is not None:
-                self._times[name].append(step)
+                times[name].append(step)
 
     def end(self, config: Config) -> None:
         """Writes their rows, beside those of the tiers."""
         ours = next((row.timings for row in config.rows if row.tier == OURS), {})
-        for name, times in self._times.items():
+        for name, times in self._times[config.sizes].items():
             if name in config.peers_refused:
                 continue
             mode, timing = PEERS[name].mode, Timing.of(times)
@@ -110,10 +109,10 @@ class PeerRounds:
             ratio, ends = (None, None) if over is None else (over.median, (over.low, over.high))
             config.peers.append(PeerRow(name, self._installed[name], mode, timing, ratio, ends, audit))
 
-    def _ask(self, config: Config, name: str, what: str, **arguments: int) -> float | None:
+    def _time(self, config: Config, name: str, *, steps: int, seed: int) -> float | None:
         self._stop.check()
         try:
-            answer = self._workers[name].ask(what, **arguments)
+            answer = self._workers[name].ask("time", sizes=config.sizes, steps=steps, seed=seed)
         except Refused as reason:
             config.peers_refused[name] = str(reason)
             return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerlab.benchmarking.audit import audit_way
+from layerlab.benchmarking.machine import settle
 from layerlab.benchmarking.peers import PEERS
 from layerlab.benchmarking.peers.job import Job
 from layerlab.benchmarking.problem import TimedProblem
@@ -52,15 +53,10 @@ class PeerWorker:
             return {"installed": None}
         return {"installed": f"{self.peer.distribution} {version(self.peer.distribution)}"}
 
-    def prepare(self, n: int, d_in: int, hidden: int, d_out: int, seed: int, steps: int) -> dict[str, Any]:
-        """Takes the sizes, and finds out about how long a step takes."""
-        self._sizes = n, d_in, hidden, d_out
-        return self.time(steps, seed)
-
-    def time(self, steps: int, seed: int) -> dict[str, Any]:
+    def time(self, sizes: tuple[int, int, int, int], steps: int, seed: int) -> dict[str, Any]:
         """Seconds a step of a new training, and what shows that it was not made, or None."""
         problem = TimedProblem.draw(
-            self._sizes,
+            sizes,
             steps=steps + steps // 4,
             seed=seed,
             precision=self.precision,
@@ -78,6 +74,7 @@ class PeerWorker:
             self.device,
             self.folder,
         )
+        settle()
         made = self.script.train(job)
         if not job.begun == job.steps == len(made.losses):
             counts = f"{job.begun} steps began and {len(made.losses)} losses were kept"
