@@ -1,9 +1,10 @@
 """How the cost grows with the problem: batch, inputs, hidden units and steps, each ten times larger, twice.
 
 The first three are sweeps of ``layerlab bench``; the last is the time that ``layerlab run`` trains and
-records. There is an exponent for each tenfold: 1 where cost is linear, and less where overhead is left.
+records. There is an exponent for each tenfold, of every round by itself, in which all sizes had their turn: 1
+where cost is linear, and less where overhead is left.
 
-    python benchmarks/scaling.py [--rounds 5] [--json FILE] [--png FILE]
+    python benchmarks/scaling.py [--rounds 7] [--json FILE] [--png FILE]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import layerlab
+from layerlab.benchmarking.report import Timing
 
 BUDGET = 1.1
 TIERS = ("numpy", "tensors", "custom-module")
@@ -27,40 +29,44 @@ SWEEPS: dict[str, tuple[str, tuple[int, ...]]] = {
     "D_in": ("d_in", (1000, 10_000, 100_000)),
     "H": ("hidden", (100, 1000, 10_000)),
 }
-STEPS = (1000, 10_000, 100_000)
-STEPPED = "custom-module"
+STEPS = (500, 5000, 50_000)
+STEPPED = "tensors"
+
+# Seconds of every round, by what grows, by tier, by size.
+Found = dict[str, dict[str, dict[int, list[float]]]]
 
 
-def exponents(points: dict[int, float]) -> list[float]:
-    """The slopes of log(cost) over log(size), from each size to the next."""
+def exponents(points: dict[int, list[float]]) -> list[list[float]]:
+    """The slopes of log(cost) over log(size), from each size to the next, of every round."""
     ranked = sorted(points.items())
     return [
-        math.log(after / before) / math.log(large / small)
+        [math.log(b / a) / math.log(large / small) for a, b in zip(before, after, strict=True)]
         for (small, before), (large, after) in itertools.pairwise(ranked)
     ]
 
 
-def measure(rounds: int) -> dict[str, dict[str, dict[int, float]]]:
-    """Seconds by what grows, by tier, by size: of a bare step, or of all steps of a tracked run."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+def measure(rounds: int) -> Found:
+    """Seconds of a bare step, or of all steps of a tracked run."""
+    found: Found = {}
     for name, (argument, sizes) in SWEEPS.items():
         sweep: dict[str, Any] = {argument: sizes}
-        report = layerlab.bench(TIERS, modes=["bare"], rounds=rounds, seconds=0.5, **sweep)
+        report = layerlab.bench(TIERS, modes=["bare"], rounds=rounds, seconds=0.2, **sweep)
         found[name] = {tier: {} for tier in TIERS}
         for config in report.configs:
             if config.refused:
                 raise SystemExit(f"{config.label}: {config.refused}")
             for row in config.rows:
-                found[name][row.tier][getattr(config, argument)] = row.timings["bare"].median
-    found["steps"] = {STEPPED: {}}
-    for steps in STEPS:
-        (run,) = layerlab.run(plugin=STEPPED, steps=steps, export=False).runs
-        found["steps"][STEPPED][steps] = run.seconds["train"]
+                found[name][row.tier][getattr(config, argument)] = list(row.timings["bare"].rounds)
+    found["steps"] = {STEPPED: {steps: [] for steps in STEPS}}
+    for _ in range(rounds):
+        for steps in STEPS:
+            (run,) = layerlab.run(plugin=STEPPED, steps=steps, export=False).runs
+            found["steps"][STEPPED][steps].append(run.seconds["train"])
     return found
 
 
-def draw(path: Path, found: dict[str, dict[str, dict[int, float]]]) -> None:
-    """Four panels, both axes logarithmic, with the line of linear cost."""
+def draw(path: Path, found: Found) -> None:
+    """Four panels, both axes logarithmic: medians with their intervals, and the line of linear cost."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -70,12 +76,19 @@ def draw(path: Path, found: dict[str, dict[str, dict[int, float]]]) -> None:
     for axis, (name, tiers) in zip(axes, found.items(), strict=True):
         for tier, points in tiers.items():
             sizes = sorted(points)
-            label = f"{tier}: {', '.join(f'{slope:.2f}' for slope in exponents(points))}"
-            axis.loglog(sizes, [points[size] for size in sizes], marker="o", markersize=4, label=label)
+            label = f"{tier}: {', '.join(f'{Timing.of(slopes).median:.2f}' for slopes in exponents(points))}"
+            timings = [Timing.of(points[size]) for size in sizes]
+            medians = [timing.median for timing in timings]
+            ends = [
+                [timing.median - timing.low for timing in timings],
+                [timing.high - timing.median for timing in timings],
+            ]
+            axis.errorbar(sizes, medians, yerr=ends, marker="o", markersize=4, capsize=2, label=label)
+        axis.set(xscale="log", yscale="log")
         first = next(iter(tiers.values()))
         start = min(first)
-        linear = [first[start] * size / start for size in sorted(first)]
-        axis.loglog(sorted(first), linear, color="0.7", linestyle="--", label="linear", zorder=0)
+        linear = [Timing.of(first[start]).median * size / start for size in sorted(first)]
+        axis.plot(sorted(first), linear, color="0.7", linestyle="--", label="linear", zorder=0)
         axis.set_xlabel(name)
         axis.set_ylabel("seconds of the run" if name == "steps" else "seconds a step")
         axis.legend(fontsize=7, frameon=False, title="exponent of each tenfold", title_fontsize=7)
@@ -89,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each size (default: 5)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each size (default: 7)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--png", type=Path, help="draw them to this file")
     arguments = parser.parse_args()
@@ -98,12 +111,14 @@ def main() -> None:
         os.chdir(folder)
         found = measure(arguments.rounds)
         os.chdir("/")
-    lines = [f"{'grows':6}  {'tier':14}  exponents (budget of the first {BUDGET})"]
+    lines = [f"{'grows':6}  {'tier':14}  exponents and their intervals (budget {BUDGET})"]
     figures = []
     for name, tiers in found.items():
         for tier, points in tiers.items():
             slopes = exponents(points)
-            lines.append(f"{name:6}  {tier:14}  " + "  ".join(f"{slope:.3f}" for slope in slopes))
+            timings = [Timing.of(rounds) for rounds in slopes]
+            said = "  ".join(f"{t.median:.2f} [{t.low:.2f}, {t.high:.2f}]" for t in timings)
+            lines.append(f"{name:6}  {tier:14}  {said}")
             figures.append({"grows": name, "tier": tier, "exponents": slopes, "seconds": points})
     sys.stdout.write("\n".join(lines) + "\n")
     if outputs[0]:
