@@ -59,14 +59,18 @@ def labelled(figures: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**c, "label": "x".join(str(c[size]) for size in sizes)} for c in figures["configs"]]
 
 
-def made() -> dict[str, str]:
-    """When, where and from what a part is measured."""
+def commit_of_tree() -> str:
+    """What is measured; "-dirty" where the tree is not what was committed."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def made(commit: str) -> dict[str, str]:
+    """When, where and from what a part is measured."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.platform()}, Python {platform.python_version()}",
-        "commit": commit or "unknown",
+        "commit": commit,
     }
 
 
@@ -317,12 +321,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: all")
     parser.add_argument("--write", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    commit = commit_of_tree()  # before the figures are written into it
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for part in [] if arguments.write else arguments.parts or parts:
         sys.stderr.write(f"measuring: {part}\n")
         with tempfile.TemporaryDirectory() as folder:
             found[part] = measure(part, Path(folder))
-        found.setdefault("made", {})[part] = made()
+        found.setdefault("made", {})[part] = made(commit)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
 
