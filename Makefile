@@ -32,7 +32,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch -e .
 	touch $@
 
+# a step that was compiled before must not stand in for one that cannot be
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(FUSED) plugins/layerlab-jax/pyproject.toml plugins/layerlab-compiled/pyproject.toml | $(BIN)/python
+	rm -rf plugins/layerlab-fused/build plugins/layerlab-fused/src/layerlab_fused/*.so
 	$(PIP) torch -e '.[dev,peers]' -e plugins/layerlab-fused -e plugins/layerlab-jax -e plugins/layerlab-compiled
 	touch $(VENV)/.installed $@
 
@@ -43,4 +45,4 @@ constraints: $(VENV)/.installed-dev  ## write down the exact versions that are i
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) plugins/*/build plugins/*/src/*/*.so build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

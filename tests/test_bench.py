@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +17,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from layerlab.benchmarking import BenchReport, bench, processes
+from layerlab.benchmarking import BenchReport, bench, machine, processes
 from layerlab.benchmarking.audit import audit_way
 from layerlab.benchmarking.picture import draw
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import Refused, WorkerProcess
 from layerlab.benchmarking.report import MODES, Config, Row, Timing
+from layerlab.benchmarking.rounds import Rounds
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.console import bench_text
 from layerlab.errors import Interrupted, SpecError
@@ -306,6 +311,40 @@ def test_the_way_is_audited_step_by_step(optimizer: str) -> None:
     assert audit_way(way, [float("nan")] * 5000, end, "32-true") is not None
 
 
+def test_of_two_right_ways_either_may_be_taken() -> None:
+    """Where rounding decides whether ReLU switches a unit off, either way is right, and nothing between."""
+    about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
+    problem = TimedProblem.draw((64, 1000, 100, 10), steps=307, seed=seed_of(0, 6, "bare"), **about)
+    counts = (308,)
+    found = problem.forks(counts, "32-true")
+    assert (found[0].step, found[0].row, found[0].unit) == (45, 9, 60)
+    one, other = problem.way(counts), problem.way(counts, found[0])
+    for way in (one, other):
+        assert problem.fault(counts, way.losses.tolist(), way.end, "32-true") is None
+    assert "w1 is off" in str(audit_way(one, other.losses.tolist(), other.end, "32-true"))
+    late = problem.way((307,), found[0]).end
+    assert "w1 is off" in str(problem.fault(counts, other.losses.tolist(), late, "32-true"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_fork_leads_to_either_side(optimizer: str, bias: bool) -> None:
+    """From where a way forks, each of the two moves the pre-activation further to its own side."""
+    about: Any = {"precision": "32-true", "recipe": Recipe(optimizer=optimizer), "bias": bias}
+    seen = 0
+    for seed in range(12):
+        problem = TimedProblem.draw((64, 500, 100, 10), steps=60, seed=seed, **about)
+        for fork in problem.forks((60,), "32-true"):
+            x = problem.rows[0][0][fork.row].astype(np.float64)
+            ends = (problem.way((fork.step + 1,), taken).end for taken in (None, fork))
+            sides = [
+                float(x @ p.w1[:, fork.unit]) + (0 if p.b1 is None else p.b1[fork.unit]) > 0 for p in ends
+            ]
+            assert sides[0] != sides[1], fork
+            seen += 1
+    assert seen > 0
+
+
 def test_nothing_converges_in_a_round() -> None:
     """The last step still brings something, for whatever sizes and however many steps."""
     for sizes in ((64, 20, 10, 4), (3, 5, 2, 2), (1, 4, 7, 2), (200, 3, 4, 1)):
@@ -356,6 +395,68 @@ def test_an_answer_is_waited_for_with_a_limit(hangs: str, monkeypatch: pytest.Mo
 
     with WorkerProcess(hangs, check=stop) as worker, pytest.raises(Interrupted):
         worker.ask("wait")
+
+
+def test_the_problems_of_a_sweep_take_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round has all of them; each has rows of its own, and memory of its own."""
+    seen: list[tuple[int, str]] = []
+    measured = Rounds._round
+
+    def noted(self: Rounds, number: int, taken: Any) -> None:
+        seen.append((number, taken.config.label))
+        measured(self, number, taken)
+
+    monkeypatch.setattr(Rounds, "_round", noted)
+    sizes = {**SMALL, "d_in": [6, 600_000]}
+    report = bench(["tensors"], modes=["bare"], **sizes, **QUICK)
+    small, large = (config.label for config in report.configs)
+    assert seen == [(0, small), (0, large), (1, small), (1, large)]
+    (few,), (many,) = (config.rows for config in report.configs)
+    weights = 600_000 * SMALL["hidden"][0] * 4 / 1e6
+    assert few.peak_mb < weights < many.peak_mb
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no system call tells who runs")
+class TestSettling:
+    """What a thread of the process is still busy with is waited for, and not for ever."""
+
+    @pytest.fixture
+    def busy(self) -> Iterator[Callable[[], float]]:
+        """A thread at work in C; the function waits for it, and gives the seconds that it worked."""
+        spent: list[float] = []
+
+        def work() -> None:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000)
+            spent.append(time.thread_time())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+
+        def end() -> float:
+            thread.join()
+            return spent[0]
+
+        yield end
+        thread.join()
+
+    def test_a_busy_thread_is_waited_for(
+        self, busy: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has done its work when the wait is over."""
+        monkeypatch.setattr(machine, "_LONGEST", 60.0)
+        began = time.monotonic()
+        machine.settle()
+        waited = time.monotonic() - began
+        assert waited > 0.9 * busy()
+
+    def test_a_thread_that_does_not_end_is_not(
+        self, busy: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The wait ends before its work does."""
+        monkeypatch.setattr(machine, "_LONGEST", 0.0)
+        began = time.thread_time()
+        machine.settle()
+        assert time.thread_time() - began < busy()
 
 
 def test_a_picture_that_fails_loses_nothing(

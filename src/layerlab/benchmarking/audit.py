@@ -8,7 +8,9 @@ each compared with the oracle within the bound of that one step.
 How far two correct trainings may be apart. A parameter is rounded at every step, in the worst case always to
 the same side: after t steps by ``t u |p|``. An error that is there grows with the curvature, and `problem`
 chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
-e-fold, and e-fold once more for the units that ReLU switches a few steps earlier or later. The gradients' own
+e-fold, and e-fold once more for the units that ReLU switches a few steps earlier or later. (Where rounding
+decides whether it switches at all there are two right ways, and one of them must be taken: see `way.forks`.)
+The gradients' own
 rounding is a share of the way, ``terms u``. Adam divides by the gradient: where that is within its error of 0
 the update may be anything, which is so for about such a share of all entries, and in the norm the root of it.
 The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
@@ -20,13 +22,12 @@ What cannot be seen: a loss that was guessed to within its rounding is as good a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerlab.benchmarking.way import GROWTH, norm
 from layerlab.conformance.lockstep import Comparison, Oracle, as_float64, take_step
-from layerlab.reference import Adam, gradients, sgd
 from layerlab.rounding import Roundoff
 
 if TYPE_CHECKING:
@@ -34,69 +35,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from layerlab.tier import Array, Params, Precision, Tier
+    from layerlab.benchmarking.way import Way
+    from layerlab.tier import Params, Precision, Tier
 
 # The optimizers whose steps the oracle can make.
 KNOWN = ("sgd", "adam")
 STEPS_AFTER = 3
-_GROWTH = math.e**2
-
-
-@dataclass(frozen=True)
-class Way:
-    """The oracle's way from a start, over rows that change in between.
-
-    Attributes:
-        start: First parameters, float64.
-        end: The parameters after the last step.
-        losses: The loss of every step.
-        slopes: The norm of the gradient at every step.
-        counts: How many steps were made on each of the rows.
-        rounding: How far a loss is off, in units of the roundoff.
-        terms: How many terms go into a loss, on its longest way.
-        optimizer: "sgd" or "adam".
-    """
-
-    start: Params
-    end: Params
-    losses: Array
-    slopes: Array
-    rounding: Array
-    counts: tuple[int, ...]
-    terms: int
-    optimizer: str
-
-
-def follow(
-    start: Params, rows: Sequence[tuple[Array, Array]], counts: Sequence[int], *, optimizer: str, lr: float
-) -> Way:
-    """Makes the steps of a round in float64.
-
-    Args:
-        start: First parameters, float64.
-        rows: Inputs (N, n_in) and targets (N, n_out), float64.
-        counts: How many steps are made on each of them, one after the other.
-        optimizer: "sgd" or "adam".
-        lr: Learning rate.
-    """
-    params, adam = start, Adam(lr)
-    terms = rows[0][0].shape[1] + start.w2.shape[0] + rows[0][1].size
-    losses, slopes, rounding = [], [], []
-    for (x, y), count in zip(rows, counts, strict=True):
-        size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
-        for _ in range(count):
-            loss, grads = gradients(params, x, y)
-            losses.append(loss)
-            slopes.append(norm(grads))
-            rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
-            params = adam.update(params, grads) if optimizer == "adam" else sgd(params, grads, lr=lr)
-    seen = np.array(losses), np.array(slopes), np.array(rounding)
-    return Way(start, params, *seen, tuple(counts), terms, optimizer)
-
-
-def norm(params: Params) -> float:
-    """The Euclidean norm of all parameters together."""
-    return math.sqrt(sum(float(np.square(p).sum()) for p in params if p is not None))
 
 
 def audit_way(way: Way, losses: Sequence[float], end: Params, precision: Precision) -> str | None:
@@ -112,7 +56,7 @@ def audit_way(way: Way, losses: Sequence[float], end: Params, precision: Precisi
         return f"{len(losses)} losses were given for {len(way.losses)} steps"
     seen, expected = np.asarray(losses, np.float64), way.losses
     u = Roundoff.of(precision).store
-    wander = _GROWTH * u * norm(way.start)  # of the parameters, a step
+    wander = GROWTH * u * norm(way.start)  # of the parameters, a step
     one_loss = u * way.rounding
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(seen - expected) <= one_loss + wander * np.arange(len(seen)) * way.slopes)

@@ -54,7 +54,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def settle() -> None:
-    """Waits until no other thread of this process runs, or for a second.
+    """Waits until no other thread of this process runs, for a second at most.
 
     A library's threads look out for more work for a while after they had some (OpenBLAS's for a tenth of a
     second): where there are as many of torch's as there are processors, they take turns with these. The

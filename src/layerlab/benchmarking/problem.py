@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerlab.benchmarking.audit import Way, follow, norm
+from layerlab.benchmarking.audit import audit_way
+from layerlab.benchmarking.way import Fork, Way, follow, forks, norm
 from layerlab.reference import forward, gradients, initial_params
 from layerlab.rounding import Roundoff, zip_params
 
@@ -22,6 +23,8 @@ _NOISE = 0.5
 # Rows at which every unit is dead teach nothing; of few rows and units they are drawn at times.
 _DRAWS = 50
 _FEWEST_STEPS, _MOST_STEPS = 20, 5000
+# One in some hundred rounds has a fork at all.
+_MOST_FORKS = 8
 
 
 def most_steps(sizes: tuple[int, int, int, int], precision: Precision) -> int:
@@ -82,11 +85,35 @@ class TimedProblem:
         both = rows(), rows()
         return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer)
 
-    def way(self, counts: Sequence[int]) -> Way:
+    def way(self, counts: Sequence[int], fork: Fork | None = None) -> Way:
         """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""
-        start = self.start.map(_wide)
+        return follow(*self._wide(counts), optimizer=self.optimizer, lr=self.lr, fork=fork)
+
+    def forks(self, counts: Sequence[int], precision: Precision) -> list[Fork]:
+        """Where other right ways lead off this one, the most doubtful place first."""
+        u = Roundoff.of(precision).store
+        return forks(*self._wide(counts), optimizer=self.optimizer, lr=self.lr, roundoff=u)
+
+    def fault(
+        self, counts: Sequence[int], losses: Sequence[float], end: Params, precision: Precision
+    ) -> str | None:
+        """What shows that the steps of a round were not made, on any right way, or None.
+
+        Args:
+            counts: How many steps were made on each of the rows.
+            losses: The losses of the round.
+            end: The parameters after it.
+            precision: The precision of the run.
+        """
+        fault = audit_way(self.way(counts), losses, end, precision)
+        if fault is None or len(losses) != sum(counts):
+            return fault
+        others = (self.way(counts, fork) for fork in self.forks(counts, precision)[:_MOST_FORKS])
+        return None if any(audit_way(way, losses, end, precision) is None for way in others) else fault
+
+    def _wide(self, counts: Sequence[int]) -> tuple[Params, list[tuple[Array, Array]], Sequence[int]]:
         rows = [(_wide(x), _wide(y)) for x, y in self.rows[: len(counts)]]
-        return follow(start, rows, counts, optimizer=self.optimizer, lr=self.lr)
+        return self.start.map(_wide), rows, counts
 
 
 def rate(start: Params, rows: tuple[Array, Array], recipe: Recipe, steps: int) -> float:

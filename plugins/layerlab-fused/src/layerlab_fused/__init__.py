@@ -38,7 +38,10 @@ class FusedTier(Tier):
         self._w = Weights.of(params, device, dtype)
         # The loss is a sum of squares: the factor 2 of its derivative goes into the rate.
         self._rate = -2 * lr
-        self._kind: Any = CompiledStep if device.type == "cpu" and CompiledStep is not None else TorchStep
+        compiled = (
+            CompiledStep is not None and device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        )
+        self._kind: Any = CompiledStep if compiled else TorchStep
         self._steps: dict[int, Callable[[Tensor, Tensor], Any]] = {}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,10 @@
    and (N, D_out) numbers without gaps. Whoever calls answers for it that all addresses are what they should be. */
 
 #define PY_SSIZE_T_CLEAN
+#ifdef Py_LIMITED_API /* setup.py says so where there is a stable ABI */
+#undef Py_LIMITED_API
 #define Py_LIMITED_API 0x030B0000
+#endif
 #include <Python.h>
 
 #include <omp.h>

@@ -8,7 +8,7 @@ Here all threads go through a whole step, and wait for each other once (see ``_k
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Numbers of a buffer's row are whole vectors of the widest kernel.
 _LANES = 8
+# Which of a pair of kernels computes in what.
+_KERNELS = {torch.float32: 0, torch.float64: 1}
 # A thread that is woken should have this much to do, in additions and multiplications: some ten microseconds.
 _OPERATIONS = 1_000_000
 
@@ -32,16 +34,20 @@ class CompiledStep:
         weights: The parameters, on the CPU, in `torch.float32` or `torch.float64`.
         rate: What a product with the difference of predictions and targets is multiplied by.
         n: Rows of a batch.
-        kernel: The kernel: 0 runs everywhere, `_step.WIDEST` is the fastest that this processor has.
+        kernel: The pair of kernels: 0 runs everywhere, `_step.WIDEST` is the fastest on this processor.
     """
 
     def __init__(self, weights: Weights, rate: float, n: int, kernel: int = _step.WIDEST) -> None:
         hidden, d_in = weights.w1_t.shape
         d_out = weights.w2.shape[1]
         self._sizes, self._dtype = ((n, d_in), (n, d_out)), weights.w2.dtype
-        self._most = max(1, 2 * n * hidden * (2 * d_in + 3 * d_out) // _OPERATIONS)
         self._weights, self._rate, self._kernel = weights, rate, kernel
-        self._planned(threads=1)
+        work = 2 * n * hidden * (2 * d_in + 3 * d_out) // _OPERATIONS
+        self._most, self._threads = max(1, min(work, hidden)), 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy plans its own steps: the addresses are those of the tensors of this one."""
+        return CompiledStep, (self._weights, self._rate, self._sizes[0][0], self._kernel)
 
     def __call__(self, x: Tensor, y: Tensor) -> float:
         """One step of gradient descent; the loss before the update.
@@ -49,10 +55,11 @@ class CompiledStep:
         Raises:
             ValueError: The batch is not what it was said to be.
         """
-        if (x.shape, y.shape) != self._sizes or not x.dtype == y.dtype == self._dtype:
+        fits = x.dtype == y.dtype == self._dtype and x.is_cpu and y.is_cpu
+        if not fits or (x.shape, y.shape) != self._sizes:
             raise ValueError(
-                f"{self._dtype} of shapes {self._sizes} expected, got {x.dtype} and {y.dtype}, "
-                f"{tuple(x.shape)} and {tuple(y.shape)}"
+                f"{self._dtype} of shapes {self._sizes} on the CPU expected, got {x.dtype} and {y.dtype}, "
+                f"{tuple(x.shape)} and {tuple(y.shape)}, on {x.device} and {y.device}"
             )
         threads = min(torch.get_num_threads(), self._most)
         if threads > self._threads:
@@ -73,7 +80,7 @@ class CompiledStep:
         }
         # what no step writes must be finite: it is multiplied by 0
         self._buffers = [w.w2.new_zeros(size) for size in sizes.values()]
-        kernel = self._kernel + (self._dtype is torch.float64)
+        kernel = self._kernel + _KERNELS[self._dtype]
         addresses = [0 if p is None else p.data_ptr() for p in (w.w1_t, w.w2, w.b1, w.b2, *self._buffers)]
         self._plan = struct.pack(
             f"@6nd{len(addresses)}P", d_in, hidden, d_out, n, ld, kernel, self._rate, *addresses

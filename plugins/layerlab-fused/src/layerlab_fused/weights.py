@@ -35,9 +35,12 @@ class Weights:
         """Copies on a device."""
 
         def tensor(array: Any) -> Any:
-            return None if array is None else torch.tensor(array, device=device, dtype=dtype)
+            if array is None:
+                return None
+            # torch keeps the order of an array's axes in memory, whichever it is
+            return torch.tensor(array, device=device, dtype=dtype).contiguous()
 
-        return cls(tensor(params.w1.T.copy()), tensor(params.w2), tensor(params.b1), tensor(params.b2))
+        return cls(tensor(params.w1.T), tensor(params.w2), tensor(params.b1), tensor(params.b2))
 
     def views(self) -> dict[str, Tensor]:
         """Those that there are, by their names and in the layout of `layerlab.Params`."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerlab.benchmarking.audit import audit_way
 from layerlab.benchmarking.machine import settle
 from layerlab.benchmarking.peers import PEERS
 from layerlab.benchmarking.peers.job import Job
@@ -79,9 +78,8 @@ class PeerWorker:
         if not job.begun == job.steps == len(made.losses):
             counts = f"{job.begun} steps began and {len(made.losses)} losses were kept"
             return {"fault": f"of {job.steps} steps {counts}"}
-        way = problem.way((job.steps,))
         # Whatever they compute in, some of them keep a loss in single precision.
-        return {"step": job.seconds, "fault": audit_way(way, made.losses, made.end, "32-true")}
+        return {"step": job.seconds, "fault": problem.fault((job.steps,), made.losses, made.end, "32-true")}
 
 
 def main() -> None:
