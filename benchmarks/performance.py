@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import layerlab_fused
 from layerlab.benchmarking.report import Timing, interval_label
 
 HERE = Path(__file__).resolve().parent
@@ -292,10 +293,10 @@ The same job, in the same rounds, audited as the tiers are.
 
 ## How the cost grows
 
-Each ten times larger, twice, the others as above; an exponent for each tenfold, from rounds in which all
-sizes had their turn. The goal is read as one for the first tenfold, from the default problem on. The second,
-in which the weights grow to 40 MB or the rows to 26, far more than the caches of one core, is judged by the
-same number.
+Each ten times larger, twice, the others as above; an exponent for each tenfold. It has an interval where all
+sizes had their turn in every round, and none where they were measured one after the other. The goal is read
+as one for the first tenfold, from the default problem on. The second, in which the weights grow to 40 MB or
+the rows to 26, far more than the caches of one core, is judged by the same number.
 
 {growth}
 
@@ -323,6 +324,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: all")
     parser.add_argument("--write", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
+    if not arguments.write and layerlab_fused.CompiledStep is None:
+        parser.error("the step of `fused` that the page speaks of was not compiled: install a C compiler")
     commit = commit_of_tree()  # before the figures are written into it
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for part in [] if arguments.write else arguments.parts or parts:
