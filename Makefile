@@ -42,7 +42,7 @@ performance: $(VENV)/.installed-dev  ## measure on this machine what docs/perfor
 	$(BIN)/python benchmarks/performance.py
 
 constraints: $(VENV)/.installed-dev  ## write down the exact versions that are installed now
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude-editable | sed -E '/^pip==/d; s/\+cpu$$//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) plugins/*/build plugins/*/src/*/*.so build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
