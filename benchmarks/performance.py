@@ -46,7 +46,10 @@ def measure(part: str, folder: Path) -> Any:
         figures = json.loads(done.stdout)
         refused = [f"{c['label']}: {c[key]}" for c in labelled(figures) for key in REFUSALS if c[key]]
         if refused or figures["peers_missing"]:
-            raise SystemExit("\n".join(["refused or missing:", *refused, str(figures["peers_missing"])]))
+            kept = Path(tempfile.mkdtemp(prefix="performance-"), "bench.json")
+            kept.write_text(done.stdout)
+            said = [*refused, *(f"{name}: not installed" for name in figures["peers_missing"])]
+            raise SystemExit("\n".join([f"not everybody has a row; what was measured is in {kept}", *said]))
         shutil.copy(folder / figures["picture"], IMAGES / "bench.png")
         return figures
     command = [sys.executable, str(HERE / f"{part}.py"), "--json", str(out), *SCRIPTS[part]]

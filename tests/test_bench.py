@@ -186,6 +186,19 @@ class Vanishes(ByHand):
         super().update()
         if self.done > 80:
             os._exit(3)
+
+
+class Bursts(Whole):
+    '''Takes its process with it on rows of eleven columns: at once, and of twelve, after its warm-up.'''
+
+    made = 0
+
+    def __init__(self, params, **run):
+        super().__init__(params, **run)
+        columns = len(params.w1)
+        Bursts.made += columns == 12
+        if columns == 11 or Bursts.made > 1:
+            os._exit(3)
 """
 
 
@@ -193,7 +206,7 @@ class Vanishes(ByHand):
 def cheats(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Installed tiers that should have no row, where worker processes find them too."""
     names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "in-parts": "InParts"}
-    same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes")
+    same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes", "Bursts")
     names |= {name.lower(): name for name in same} | {"honest": "Whole"}
     targets = {name: f"MODULE:{target}" for name, target in names.items()}
     site.add("cheats-dist", targets, CHEATS)
@@ -269,6 +282,20 @@ def test_no_speed_without_proof(cheats: Site, folder: Path, layerlab_cli: Any) -
     text = layerlab_cli("bench", "skips", *sizes, *quick)
     assert text.code == 1
     assert "refused: skips: fails its audit" in text.stdout
+
+
+def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, client: Any) -> None:
+    """Another process proves the tier anew; whatever was measured before stays."""
+    sizes = {**SMALL, "d_in": [6, 11, 12, 7]}
+    report = bench(["bursts"], modes=["bare"], **sizes, **QUICK)
+    first, at_once, later, last = report.configs
+    for config in (first, last):
+        assert config.refused == {}
+        assert [len(row.timings["bare"].rounds) for row in config.rows] == [2]
+    assert at_once.refused == {"bursts": "its process ended in 'prepare' with code 3"}
+    assert later.refused == {"bursts": "its process ended in 'round' with code 3"}
+    assert not report.ok
+    assert f"{last.label}/bursts/bare_us" in client.get_run(report.run_id).data.metrics
 
 
 @pytest.mark.parametrize(
@@ -368,7 +395,7 @@ def hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A worker that takes a minute for an answer."""
     (tmp_path / "hangs.py").write_text(
         "import sys, time\nfrom layerlab.benchmarking.processes import serve\n"
-        "class W:\n    def wait(self):\n        time.sleep(60)\n"
+        "class W:\n    def begun(self):\n        return {}\n    def wait(self):\n        time.sleep(60)\n"
         "    def end(self):\n        raise SystemExit('over')\nserve(W)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
@@ -381,11 +408,15 @@ def test_an_answer_is_waited_for_with_a_limit(hangs: str, monkeypatch: pytest.Mo
         worker.ask("begin")
         with pytest.raises(Refused, match="end: SystemExit: over"):
             worker.ask("end")
-        monkeypatch.setattr(processes, "LONGEST_SECONDS", 0.3)
-        with pytest.raises(Refused, match="did not answer 'wait'"):
+        with monkeypatch.context() as patch, pytest.raises(Refused, match="did not answer 'wait'"):
+            patch.setattr(processes, "LONGEST_SECONDS", 0.3)
             worker.ask("wait")
         with pytest.raises(Refused, match="its process ended"):
             worker.ask("end")
+        assert worker.ended
+        worker.restart()
+        assert not worker.ended
+        assert worker.ask("begin") == {}
     stops: list[int] = []
 
     def stop() -> None:

@@ -87,12 +87,12 @@ class TimedProblem:
 
     def way(self, counts: Sequence[int], fork: Fork | None = None) -> Way:
         """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""
-        return follow(*self._wide(counts), optimizer=self.optimizer, lr=self.lr, fork=fork)
+        return follow(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, fork=fork)
 
     def forks(self, counts: Sequence[int], precision: Precision) -> list[Fork]:
         """Where other right ways lead off this one, the most doubtful place first."""
         u = Roundoff.of(precision).store
-        return forks(*self._wide(counts), optimizer=self.optimizer, lr=self.lr, roundoff=u)
+        return forks(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, roundoff=u)
 
     def fault(
         self, counts: Sequence[int], losses: Sequence[float], end: Params, precision: Precision
@@ -111,7 +111,7 @@ class TimedProblem:
         others = (self.way(counts, fork) for fork in self.forks(counts, precision)[:_MOST_FORKS])
         return None if any(audit_way(way, losses, end, precision) is None for way in others) else fault
 
-    def _wide(self, counts: Sequence[int]) -> tuple[Params, list[tuple[Array, Array]], Sequence[int]]:
+    def _for_oracle(self, counts: Sequence[int]) -> tuple[Params, list[tuple[Array, Array]], Sequence[int]]:
         rows = [(_wide(x), _wide(y)) for x, y in self.rows[: len(counts)]]
         return self.start.map(_wide), rows, counts
 

@@ -56,6 +56,17 @@ class WorkerProcess:
         self._process.kill()
         self._process.communicate()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it ended by itself, or was ended as it did not answer."""
+        return self._process.poll() is not None
+
+    def restart(self) -> None:
+        """Another process in the place of this one; it knows nothing of what was asked before."""
+        self.__exit__()
+        self._read = b""
+        self.__enter__()
+
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
         """Asks, and waits for the answer.
 
@@ -88,6 +99,7 @@ class WorkerProcess:
                 raise
             if time.monotonic() > late:
                 self._process.kill()
+                self._process.wait()
                 raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")
             if select.select([pipe], [], [], _LOOK)[0]:
                 more = os.read(pipe, 1 << 16)
@@ -99,7 +111,11 @@ class WorkerProcess:
 
 
 def serve(worker_class: Any) -> None:
-    """The worker's end: makes a worker when asked to "begin", then calls its methods, until stdin ends."""
+    """The worker's end, until stdin ends: makes a worker when asked to "begin", then calls its methods.
+
+    Args:
+        worker_class: What it makes; its `begun` says what the coordinator is to know first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator says when it is over
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever is printed is no answer
@@ -109,7 +125,8 @@ def serve(worker_class: Any) -> None:
             method = request.pop("do")
             try:
                 if method == "begin":
-                    worker, answer = worker_class(**request), {}
+                    worker = worker_class(**request)
+                    answer = worker.begun()
                 else:
                     answer = getattr(worker, method)(**request)
             except LayerlabError as error:

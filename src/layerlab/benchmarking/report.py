@@ -75,8 +75,8 @@ class Row:
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
         floor: These products alone, in the same process and rounds.
         floor_share: Their time as a share of a bare step's.
-        peak_mb: The most memory that a bare round took beyond what the process had, 10^6 bytes; on CUDA that
-            of the tensors.
+        peak_mb: The most memory that a bare round held beyond what the process had, 10^6 bytes, on CUDA that
+            of the tensors; the median of all rounds, as a first one may compile.
         proof: What was proven and audited.
     """
 

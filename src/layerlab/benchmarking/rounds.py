@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,11 +55,19 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Taken:
-    """One problem, how fast each tier is on it, and the seconds of a step by tier and mode."""
+    """One problem, how fast each tier is on it, and what its rounds gave.
+
+    Attributes:
+        config: The problem.
+        paces: By tier: what its warm-up told.
+        times: By tier and mode: the seconds of a step.
+        peaks: By tier: the memory of its bare rounds, 10^6 bytes.
+    """
 
     config: Config
     paces: dict[str, dict[str, float]]
     times: dict[str, dict[str, list[float]]]
+    peaks: dict[str, list[float]]
 
 
 class Rounds:
@@ -82,29 +92,49 @@ class Rounds:
         self._workers = {
             row.selector: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for row in asked.rows
         }
+        self._stores = {
+            row.selector: f"sqlite:///{self._folder}/{number}.db" for number, row in enumerate(asked.rows)
+        }
         self._proofs: dict[str, str] = {}
         self._refused: dict[str, str] = {}
         self.machine: dict[str, Any] = {}
 
     def begin(self) -> None:
         """Starts every worker and has it prove its tier."""
-        about = {"precision": self._asked.precision, "accelerator": self._asked.accelerator}
-        for number, (name, worker) in enumerate(self._workers.items()):
-            self._stop.check()
-            self._observer.stage(f"proving {name}")
-            store = f"sqlite:///{self._folder}/{number}.db"
-            try:
-                worker.ask("begin", name=name, **about, store=store)
-                proof = worker.ask("prove")
-            except Refused as reason:
-                self._refused[name] = str(reason)
-                continue
-            if proof["ok"]:
-                self._proofs[name] = proof["said"]
-            else:
-                self._refused[name] = f"fails its proof: {proof['said']}"
+        for name in self._workers:
+            with suppress(Refused):
+                self._prove(name)
         if self._peers:
             self._peers.begin(self._asked.precision, self._asked.accelerator)
+
+    def _prove(self, name: str) -> None:
+        self._stop.check()
+        self._observer.stage(f"proving {name}")
+        worker, asked = self._workers[name], self._asked
+        about = {"precision": asked.precision, "accelerator": asked.accelerator, "store": self._stores[name]}
+        try:
+            self.machine = worker.ask("begin", name=name, **about)
+            proof = worker.ask("prove")
+            if not proof["ok"]:
+                raise Refused(f"fails its proof: {proof['said']}")
+        except Refused as reason:
+            self._refused[name] = str(reason)
+            raise
+        self._proofs[name] = proof["said"]
+
+    def _ask(self, name: str, what: str, **arguments: Any) -> dict[str, Any]:
+        """Asks the worker of a tier; where it ended at another problem, a new one that has proven the tier.
+
+        Raises:
+            Refused: The worker raised, is gone, or does not answer.
+        """
+        worker = self._workers[name]
+        if name in self._refused:
+            raise Refused(self._refused[name])
+        if worker.ended:
+            worker.restart()
+            self._prove(name)
+        return worker.ask(what, **arguments)
 
     def measure(self, configs: Sequence[Config]) -> None:
         """All rounds of all tiers on all problems.
@@ -129,29 +159,27 @@ class Rounds:
         modes = (*self._asked.modes, "floor")
         if self._peers:
             self._peers.prepare(config)
-        return _Taken(config, paces, {name: {mode: [] for mode in modes} for name in paces})
+        times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
+        return _Taken(config, paces, times, {name: [] for name in paces})
 
     def _end(self, taken: _Taken) -> None:
         config = taken.config
         for row in self._asked.rows:
             name = row.selector
             if name in taken.times and name not in config.refused:
-                try:
-                    config.rows.append(self._row(row, config, taken.paces[name], taken.times[name]))
-                except Refused as reason:
-                    config.refused[name] = str(reason)
+                config.rows.append(self._row(row, taken))
         if self._peers:
             self._peers.end(config)
 
     def _warm_up(self, config: Config) -> dict[str, dict[str, float]]:
         paces: dict[str, dict[str, float]] = {}
-        for name, worker in self._workers.items():
-            if name not in self._proofs:
+        for name in self._workers:
+            if name in self._refused:
                 continue
             self._stop.check()
             self._observer.stage(f"{config.label}: warming up {name}")
             try:
-                paces[name] = worker.ask("prepare", sizes=config.sizes, seed=seed_of(self._asked.seed))
+                paces[name] = self._ask(name, "prepare", sizes=config.sizes, seed=seed_of(self._asked.seed))
             except Refused as reason:
                 config.refused[name] = str(reason)
         return paces
@@ -178,36 +206,35 @@ class Rounds:
                 for mode in (modes if number % 2 == 0 else reversed(modes))
             ]
             try:
-                answers = self._workers[name].ask("round", sizes=config.sizes, asked=asked)
+                answer = self._ask(name, "round", sizes=config.sizes, asked=asked)
             except Refused as reason:
                 config.refused[name] = str(reason)
                 continue
-            for mode, answer in answers.items():
-                if answer["fault"]:
-                    config.refused.setdefault(name, f"fails its audit ({mode}): {answer['fault']}")
-                times[name][mode].append(answer["step"])
+            for mode, measured in answer["modes"].items():
+                if measured["fault"]:
+                    config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
+                times[name][mode].append(measured["step"])
+            taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
         longer = TRAINERS_TIMES if mode in ("lightning", "tracked") else 1
         steps = round(longer * self._asked.seconds / pace["step"])
         return max(_FEWEST_STEPS, min(steps, int(pace["most_steps"])))
 
-    def _row(
-        self, row: TierRow, config: Config, pace: dict[str, float], times: dict[str, list[float]]
-    ) -> Row:
-        facts = self._workers[row.selector].ask("facts", sizes=config.sizes)
-        self.machine = facts["machine"]
+    def _row(self, row: TierRow, taken: _Taken) -> Row:
+        name = row.selector
+        pace, times = taken.paces[name], taken.times[name]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
         floor = Timing.of(times["floor"])
         return Row(
-            tier=row.selector,
+            tier=name,
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
             first_step=pace["first_step"],
             once=pace["first_step"] - pace["step"],
-            gflops=config.operations / timings["bare"].median / 1e9,
+            gflops=taken.config.operations / timings["bare"].median / 1e9,
             floor=floor,
             floor_share=floor.over(timings["bare"]).median,
-            peak_mb=facts["peak_mb"],
-            proof=f"{self._proofs[row.selector]}; every round audited",
+            peak_mb=statistics.median(taken.peaks[name]),
+            proof=f"{self._proofs[name]}; every round audited",
         )

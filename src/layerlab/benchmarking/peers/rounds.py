@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -60,20 +61,24 @@ class PeerRounds:
 
     def begin(self, precision: Precision, accelerator: str) -> None:
         """Finds out who is installed."""
-        for name, worker in self._workers.items():
+        self._about = {"precision": precision, "accelerator": accelerator}
+        for name in self._workers:
             self._stop.check()
             self._observer.stage(f"starting {name}")
-            try:
-                folder = str(Path(self._folder, name))
-                worker.ask("begin", name=name, precision=precision, accelerator=accelerator, folder=folder)
-                installed = worker.ask("find")["installed"]
-            except Refused as reason:
-                self._refused[name] = str(reason)
-                continue
-            if installed is None:
-                self._report.peers_missing[name] = EXTRA
-            else:
-                self._installed[name] = installed
+            with suppress(Refused):
+                self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        folder = str(Path(self._folder, name))
+        try:
+            answer = self._workers[name].ask("begin", name=name, folder=folder, **self._about)
+        except Refused as reason:
+            self._refused[name] = str(reason)
+            raise
+        if answer["installed"] is None:
+            self._report.peers_missing[name] = EXTRA
+        else:
+            self._installed[name] = answer["installed"]
 
     def prepare(self, config: Config) -> None:
         """Gives them a problem."""
@@ -111,8 +116,14 @@ class PeerRounds:
 
     def _time(self, config: Config, name: str, *, steps: int, seed: int) -> float | None:
         self._stop.check()
+        worker = self._workers[name]
         try:
-            answer = self._workers[name].ask("time", sizes=config.sizes, steps=steps, seed=seed)
+            if name in self._refused:
+                raise Refused(self._refused[name])
+            if worker.ended:  # at another problem
+                worker.restart()
+                self._begin(name)
+            answer = worker.ask("time", sizes=config.sizes, steps=steps, seed=seed)
         except Refused as reason:
             config.peers_refused[name] = str(reason)
             return None

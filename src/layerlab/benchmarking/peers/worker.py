@@ -29,7 +29,7 @@ class PeerWorker:
         name: The peer.
         precision: The precision of the run.
         accelerator: "cpu" or "gpu".
-        folder: A folder of its own, to be made; whoever asks removes it, for a worker is killed.
+        folder: A folder of its own; whoever asks removes it, for a worker is killed.
     """
 
     def __init__(self, name: str, precision: Precision, accelerator: str, folder: str) -> None:
@@ -39,10 +39,10 @@ class PeerWorker:
             raise AcceleratorError("there is no GPU on this machine", hint="--accelerator cpu")
         os.environ["KERAS_TORCH_DEVICE"] = self.device
         self.folder = Path(folder)
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         os.chdir(folder)  # what a script leaves behind
 
-    def find(self) -> dict[str, Any]:
+    def begun(self) -> dict[str, Any]:
         """Imports what the peer is made of: which version it is, or that it is not installed."""
         try:
             self.script: Any = importlib.import_module(self.peer.module)
@@ -52,10 +52,11 @@ class PeerWorker:
             return {"installed": None}
         return {"installed": f"{self.peer.distribution} {version(self.peer.distribution)}"}
 
-    def time(self, sizes: tuple[int, int, int, int], steps: int, seed: int) -> dict[str, Any]:
+    def time(self, sizes: list[int], steps: int, seed: int) -> dict[str, Any]:
         """Seconds a step of a new training, and what shows that it was not made, or None."""
+        n, d_in, hidden, d_out = sizes
         problem = TimedProblem.draw(
-            sizes,
+            (n, d_in, hidden, d_out),
             steps=steps + steps // 4,
             seed=seed,
             precision=self.precision,
