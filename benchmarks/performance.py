@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS / "images"
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
-BENCH = ["bench", "all", "fused", "compiled", "--rounds", "15", "--seconds", "0.2", "--peers", "--json"]
+BENCH = ["bench", "all", "fused", "compiled", "--rounds", "25", "--seconds", "0.2", "--peers", "--json"]
 REFUSALS = ("refused", "peers_refused")
 SCRIPTS = {
     "whole_command": ["--rounds", "7"],

@@ -555,7 +555,7 @@ def test_a_gpu_that_is_not_there_refuses_the_tier(folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU on this machine")
     report = bench(["tensors"], accelerator="gpu", **SMALL, **QUICK)
-    assert "there is no GPU on this machine" in report.configs[0].refused["tensors"]
+    assert "there is no CUDA device on this machine" in report.configs[0].refused["tensors"]
     assert not report.ok
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from layerlab import Params
 from layerlab.reference import gradients, sgd
 from layerlab.testing import TierContract
 from layerlab_fused import FusedTier
+from layerlab_fused.graph import GraphStep
 from layerlab_fused.torch_step import TorchStep
 
 try:
@@ -26,12 +28,22 @@ except ImportError:
     CompiledStep = None
 
 STEPS = 50
-# Every way to make a step: the kernel for any processor, the best for this one, torch's operations.
+
+
+def recorded(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """In a graph's place, where there is no CUDA: the same tensors every time, and one place for the loss."""
+    loss = torch.empty((), dtype=torch.float64)
+    return lambda: loss.copy_(step())
+
+
+# Every way to make a step: the kernel for any processor, the best for this one, torch's operations, and these
+# as a graph does them.
 needs_compiled = pytest.mark.skipif(CompiledStep is None, reason="built without a C compiler that has OpenMP")
 KINDS = {
     "any": pytest.param(partial(CompiledStep, kernel=0) if CompiledStep else None, marks=needs_compiled),
     "widest": pytest.param(CompiledStep, marks=needs_compiled),
     "torch": TorchStep,
+    "graph": partial(GraphStep, capture=recorded),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 
@@ -213,7 +225,7 @@ def test_what_is_not_a_number_is_not_lost(where: str, kind: Any) -> None:
     assert np.isnan(float(make(params, lr, kind).step(torch.from_numpy(x), torch.from_numpy(y))))
 
 
-@needs_compiled
+@pytest.mark.parametrize("kind", [KINDS["widest"], KINDS["graph"]], ids=["widest", "graph"])
 @pytest.mark.parametrize(
     ("x", "y"),
     [
@@ -224,13 +236,16 @@ def test_what_is_not_a_number_is_not_lost(where: str, kind: Any) -> None:
     ],
     ids=["dtype", "inputs", "rows", "device"],
 )
-def test_a_batch_that_does_not_fit_is_refused(x: torch.Tensor, y: torch.Tensor) -> None:
-    """What the C would read beyond its end never gets there; the parameters are as they were."""
-    params, _, _, lr = problem(8, 6, 5, 3, bias=True)
-    tier = make(params, lr)
-    with pytest.raises(ValueError, match=r"float64 of shapes \(\(8, 6\), \(8, 3\)\) on the CPU expected"):
+def test_a_batch_that_does_not_fit_is_refused(x: torch.Tensor, y: torch.Tensor, kind: Any) -> None:
+    """What the C would read beyond its end never gets there, nor is it repeated, or cast, to fit."""
+    params, fit_x, fit_y, lr = problem(8, 6, 5, 3, bias=True)
+    tier = make(params, lr, kind)
+    for _ in range(2):
+        tier.step(torch.tensor(fit_x), torch.tensor(fit_y))
+    before = tier.params()
+    with pytest.raises(ValueError, match=r"float64 of shapes \(\(8, 6\), \(8, 3\)\) on cpu expected"):
         tier.step(x, y)
-    for name, p, q in pairs(tier.params(), params):
+    for name, p, q in pairs(tier.params(), before):
         assert (p == q).all(), name
 
 
@@ -239,6 +254,114 @@ def test_a_plan_of_another_size_is_refused() -> None:
     """A Python side and a C side that do not belong together say so."""
     with pytest.raises(ValueError, match="the plan has another size"):
         layerlab_fused.compiled._step.step(b"", 0, 0, 1)
+
+
+class TestGraph:
+    """Which batches a graph reads where they are, and which are copied to where another one reads them."""
+
+    @pytest.fixture
+    def captures(self) -> list[Any]:
+        """What is captured."""
+        return []
+
+    @pytest.fixture
+    def kind(self, captures: list[Any]) -> Any:
+        """A step whose captures are noted."""
+
+        def capture(step: Any) -> Any:
+            captures.append(step.args[0].data_ptr())
+            return recorded(step)
+
+        return partial(GraphStep, capture=capture)
+
+    @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+    def test_a_batch_that_comes_again_is_read_where_it_is(
+        self, kind: Any, captures: list[Any], bias: bool
+    ) -> None:
+        """Captured once, at the second step; what is written into its memory later is seen."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=bias)
+        tier, batch = make(params, lr, kind), (torch.tensor(x), torch.tensor(y))
+        losses = []
+        for step in range(6):
+            if step == 3:
+                x, y = x[::-1] + 1, y[::-1] - 1
+                for tensor, array in zip(batch, (x, y), strict=True):
+                    tensor.copy_(torch.tensor(array))
+            expected, grads = gradients(params, x, y)
+            losses.append((tier.step(*batch), expected))
+            params = sgd(params, grads, lr=lr)
+        assert captures == [batch[0].data_ptr()]
+        for loss, expected in losses:  # none was written over by a later one
+            assert float(loss) == pytest.approx(expected, rel=1e-9)
+        for name, p, q in pairs(tier.params(), params):
+            np.testing.assert_allclose(p, q, rtol=1e-9, err_msg=name)
+
+    def test_others_are_copied(self, kind: Any, captures: list[Any]) -> None:
+        """Whatever comes in whichever order: two graphs are all that is ever captured."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+        tier = make(params, lr, kind)
+        one, two, three = ((torch.tensor(x + i), torch.tensor(y - i)) for i in range(3))
+        for batch in (one, two, three, three, one, one, three, two, two, one):
+            arrays = [tensor.numpy().copy() for tensor in batch]
+            expected, grads = gradients(params, *arrays)
+            assert float(tier.step(*batch)) == pytest.approx(expected, rel=1e-9)
+            params = sgd(params, grads, lr=lr)
+            for tensor, array in zip(batch, arrays, strict=True):
+                assert (tensor.numpy() == array).all()
+        assert len(captures) == 2
+        assert captures[1] == three[0].data_ptr()
+        for name, p, q in pairs(tier.params(), params):
+            np.testing.assert_allclose(p, q, rtol=1e-9, err_msg=name)
+
+    def test_batches_that_are_gone_are_not_held(self, kind: Any) -> None:
+        """A batch is a view of a block of them: to hold one would keep the block."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+        tier = make(params, lr, kind)
+        batches = [(torch.tensor(x), torch.tensor(y)) for _ in range(4)]
+        seen = [weakref.ref(tensor) for batch in batches for tensor in batch]
+        while batches:
+            tier.step(*batches.pop())
+        assert [ref() for ref in seen] == [None] * len(seen)
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    """The graphs themselves."""
+
+    @pytest.fixture(autouse=True)
+    def _on_cuda(self) -> None:
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device on this machine")
+
+    def test_the_whole_suite(self) -> None:
+        """Every check, with the tensors on the device."""
+        report = layerlab.check("fused", accelerator="gpu")
+        assert report.ok, report.failures
+
+    @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+    @pytest.mark.parametrize("repeated", [True, False], ids=["repeated", "copied"])
+    def test_float64_follows_the_oracle(self, repeated: bool, bias: bool) -> None:
+        """Loss and parameters agree to 1e-9, and once captured no step waits for the device."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=bias)
+        device = torch.device("cuda")
+        tier = FusedTier(params, lr=lr, device=device, dtype=torch.float64)
+        batch = [torch.tensor(a, device=device) for a in (x, y)]
+        losses, expected = [], []
+        for step in range(STEPS):
+            given = batch if repeated else [tensor.clone() for tensor in batch]
+            torch.cuda.set_sync_debug_mode("default" if step < 2 else "error")
+            try:
+                losses.append(tier.step(*given))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            loss, grads = gradients(params, x, y)
+            expected.append(loss)
+            params = sgd(params, grads, lr=lr)
+        kept = tier._steps[len(x)]
+        assert (kept._repeated is not None, kept._copied is not None) == (repeated, not repeated)
+        np.testing.assert_allclose([float(loss) for loss in losses], expected, rtol=1e-9)
+        for name, p, q in pairs(tier.params(), params):
+            np.testing.assert_allclose(p, q, rtol=1e-9, atol=1e-9 * np.abs(q).max(), err_msg=name)
 
 
 def test_a_run_is_recorded_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

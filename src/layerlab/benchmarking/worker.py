@@ -19,7 +19,7 @@ from layerlab.benchmarking.machine import Peak, changed, machine, settings, sett
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.conformance import check
-from layerlab.errors import TierError
+from layerlab.errors import AcceleratorError, TierError
 from layerlab.tier import host_copy
 from layerlab.tracking import Recorder, RunInfo
 
@@ -57,6 +57,8 @@ class Worker:
         self.tier_class = registry.load(self.row)
         self.precision, self.accelerator = precision, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise AcceleratorError("there is no CUDA device on this machine", hint="--accelerator cpu")
         self.dtype = torch.float64 if precision == "64-true" else torch.float32
         self._store = store
         self._recorder: Recorder | None = None

@@ -1,7 +1,8 @@
 """Everything by hand in one step: gradient and update are one operation, and no weight gradient is stored.
 
 On the CPU the whole step is one call of compiled C (`layerlab_fused.compiled`). Where that could not be
-built, and on other devices, it is a handful of torch's operations in place (`layerlab_fused.torch_step`).
+built, and on other devices, it is a handful of torch's operations in place (`layerlab_fused.torch_step`); on
+CUDA these are captured in a graph (`layerlab_fused.graph`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerlab import Params, Recipe, Tier
+from layerlab_fused.graph import GraphStep
 from layerlab_fused.torch_step import TorchStep
 from layerlab_fused.weights import Weights
 
@@ -38,10 +40,7 @@ class FusedTier(Tier):
         self._w = Weights.of(params, device, dtype)
         # The loss is a sum of squares: the factor 2 of its derivative goes into the rate.
         self._rate = -2 * lr
-        compiled = (
-            CompiledStep is not None and device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        )
-        self._kind: Any = CompiledStep if compiled else TorchStep
+        self._kind = _kind_of_step(device, dtype)
         self._steps: dict[int, Callable[[Tensor, Tensor], Any]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,3 +71,10 @@ class FusedTier(Tier):
         views = self._w.views()
         for name, value in state.items():
             views[name].copy_(torch.as_tensor(value))
+
+
+def _kind_of_step(device: torch.device, dtype: torch.dtype) -> Any:
+    if device.type == "cuda":
+        return GraphStep
+    compiles = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    return CompiledStep if compiles and CompiledStep is not None else TorchStep

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerlab_fused import _step
+from layerlab_fused.weights import misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,10 +58,7 @@ class CompiledStep:
         """
         fits = x.dtype == y.dtype == self._dtype and x.is_cpu and y.is_cpu
         if not fits or (x.shape, y.shape) != self._sizes:
-            raise ValueError(
-                f"{self._dtype} of shapes {self._sizes} on the CPU expected, got {x.dtype} and {y.dtype}, "
-                f"{tuple(x.shape)} and {tuple(y.shape)}, on {x.device} and {y.device}"
-            )
+            raise misfit(x, y, self._weights.w2, self._sizes)
         threads = min(torch.get_num_threads(), self._most)
         if threads > self._threads:
             self._planned(threads)

@@ -46,3 +46,11 @@ class Weights:
         """Those that there are, by their names and in the layout of `layerlab.Params`."""
         named = {"w1": self.w1_t.t(), "w2": self.w2, "b1": self.b1, "b2": self.b2}
         return {name: p for name, p in named.items() if p is not None}
+
+
+def misfit(x: Tensor, y: Tensor, like: Tensor, sizes: tuple[tuple[int, int], tuple[int, int]]) -> ValueError:
+    """What is wrong with a batch that does not fit the parameters."""
+    return ValueError(
+        f"{like.dtype} of shapes {sizes} on {like.device} expected, got {x.dtype} and {y.dtype}, "
+        f"{tuple(x.shape)} and {tuple(y.shape)}, on {x.device} and {y.device}"
+    )

@@ -36,7 +36,7 @@ class PeerWorker:
         self.peer, self.precision = PEERS[name], precision
         self.device = "cuda" if accelerator == "gpu" else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise AcceleratorError("there is no GPU on this machine", hint="--accelerator cpu")
+            raise AcceleratorError("there is no CUDA device on this machine", hint="--accelerator cpu")
         os.environ["KERAS_TORCH_DEVICE"] = self.device
         self.folder = Path(folder)
         self.folder.mkdir(exist_ok=True)
