@@ -19,7 +19,7 @@ from layerlab import Params
 from layerlab.reference import gradients, sgd
 from layerlab.testing import TierContract
 from layerlab_fused import FusedTier
-from layerlab_fused.graph import GraphStep
+from layerlab_fused.graph import GraphStep, captured
 from layerlab_fused.torch_step import TorchStep
 
 try:
@@ -164,15 +164,19 @@ def test_the_order_of_the_first_parameters_in_memory_is_of_no_account(kind: Any)
 
 @every_kind
 def test_a_copy_goes_on_by_itself(kind: Any) -> None:
-    """Steps of a copy change nothing of the tier that it was made of, and it changes nothing of the copy."""
+    """Steps of a copy change nothing of the tier that it was made of, and it changes nothing of the copy.
+
+    Three steps on one batch and one on another are enough for every graph that there will be.
+    """
     params, x, y, lr = problem(8, 6, 5, 3, bias=True)
-    tier = make(params, lr, kind)
-    tier.step(torch.from_numpy(x), torch.from_numpy(y))
+    tier, batch, other = make(params, lr, kind), *((torch.tensor(x + i), torch.tensor(y)) for i in (0, 1))
+    for given in (batch, batch, batch, other):
+        tier.step(*given)
     before, twin = tier.params(), copy.deepcopy(tier)
-    losses = [float(twin.step(torch.from_numpy(x), torch.from_numpy(y))) for _ in range(3)]
+    losses = [float(twin.step(*given)) for given in (batch, other, batch, batch, other)]
     for name, p, q in pairs(tier.params(), before):
         assert (p == q).all(), name
-    assert [float(tier.step(torch.from_numpy(x), torch.from_numpy(y))) for _ in range(3)] == losses
+    assert [float(tier.step(*given)) for given in (batch, other, batch, batch, other)] == losses
     for name, p, q in pairs(tier.params(), twin.params()):
         assert (p == q).all(), name
 
@@ -290,7 +294,7 @@ class TestGraph:
             expected, grads = gradients(params, x, y)
             losses.append((tier.step(*batch), expected))
             params = sgd(params, grads, lr=lr)
-        assert captures == [batch[0].data_ptr()]
+            assert captures == [batch[0].data_ptr()] * (step > 0)
         for loss, expected in losses:  # none was written over by a later one
             assert float(loss) == pytest.approx(expected, rel=1e-9)
         for name, p, q in pairs(tier.params(), params):
@@ -312,6 +316,26 @@ class TestGraph:
         assert captures[1] == three[0].data_ptr()
         for name, p, q in pairs(tier.params(), params):
             np.testing.assert_allclose(p, q, rtol=1e-9, err_msg=name)
+
+    @pytest.mark.parametrize("given", ["set_", "data", "resize_", "strides"])
+    def test_a_tensor_that_is_given_other_memory_is_read_there(self, kind: Any, given: str) -> None:
+        """What was captured is an address, and the same tensor may come to be at another one."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+        tier, inputs, targets = make(params, lr, kind), torch.tensor(x), torch.tensor(y)
+        for step in range(6):
+            if step == 3:
+                x = x[::-1] + 1
+                if given == "set_":
+                    inputs.set_(torch.tensor(x))
+                elif given == "data":
+                    inputs.data = torch.tensor(x)
+                elif given == "resize_":  # away and back: its memory is another one
+                    inputs.resize_(1 << 12, 6).resize_(8, 6).copy_(torch.tensor(x))
+                else:  # the same memory, read in another order
+                    inputs.set_(inputs.untyped_storage(), 0, (8, 6), (1, 8)).copy_(torch.tensor(x))
+            expected, grads = gradients(params, x, y)
+            assert float(tier.step(inputs, targets)) == pytest.approx(expected, rel=1e-9), step
+            params = sgd(params, grads, lr=lr)
 
     def test_batches_that_are_gone_are_not_held(self, kind: Any) -> None:
         """A batch is a view of a block of them: to hold one would keep the block."""
@@ -340,28 +364,63 @@ class TestOnCuda:
 
     @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
     @pytest.mark.parametrize("repeated", [True, False], ids=["repeated", "copied"])
-    def test_float64_follows_the_oracle(self, repeated: bool, bias: bool) -> None:
+    def test_float64_follows_the_oracle(
+        self, repeated: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Loss and parameters agree to 1e-9, and once captured no step waits for the device."""
         params, x, y, lr = problem(8, 6, 5, 3, bias=bias)
         device = torch.device("cuda")
         tier = FusedTier(params, lr=lr, device=device, dtype=torch.float64)
         batch = [torch.tensor(a, device=device) for a in (x, y)]
         losses, expected = [], []
+        captures: list[torch.device] = []
+
+        def noted(step: Callable[[], torch.Tensor], device: torch.device) -> Callable[[], torch.Tensor]:
+            captures.append(device)
+            return captured(step, device)
+
+        monkeypatch.setattr("layerlab_fused.graph.captured", noted)
         for step in range(STEPS):
-            given = batch if repeated else [tensor.clone() for tensor in batch]
+            x, y = x[::-1] + 0.1, y[::-1]
+            rows = [torch.tensor(a.copy(), device=device) for a in (x, y)]
+            for tensor, given in zip(batch, rows, strict=True):
+                tensor.copy_(given)
             torch.cuda.set_sync_debug_mode("default" if step < 2 else "error")
             try:
-                losses.append(tier.step(*given))
+                losses.append(tier.step(*(batch if repeated else rows)))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             loss, grads = gradients(params, x, y)
             expected.append(loss)
             params = sgd(params, grads, lr=lr)
+        assert len(captures) == 1
         kept = tier._steps[len(x)]
         assert (kept._repeated is not None, kept._copied is not None) == (repeated, not repeated)
         np.testing.assert_allclose([float(loss) for loss in losses], expected, rtol=1e-9)
         for name, p, q in pairs(tier.params(), params):
             np.testing.assert_allclose(p, q, rtol=1e-9, atol=1e-9 * np.abs(q).max(), err_msg=name)
+
+    def test_garbage_and_other_graphs_do_not_disturb_a_capture(self) -> None:
+        """Tiers that hold graphs and are held by nobody but themselves, while others are captured."""
+        params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+        device = torch.device("cuda")
+        batch = [torch.tensor(a, device=device) for a in (x, y)]
+        expected = None
+        for _ in range(20):
+            tier: Any = FusedTier(params, lr=lr, device=device, dtype=torch.float64)
+            tier.itself = tier
+            losses = [float(tier.step(*batch)) for _ in range(4)]
+            expected = expected or losses
+            np.testing.assert_allclose(losses, expected, rtol=1e-12)
+
+    def test_a_capture_that_fails_leaves_the_stream_as_it_was(self) -> None:
+        """What cannot be captured is an error; what follows runs where it ran before."""
+        device = torch.device("cuda")
+        value, stream = torch.ones((), device=device), torch.cuda.current_stream()
+        with pytest.raises(RuntimeError):
+            captured(lambda: torch.tensor(value.item()), device)
+        assert torch.cuda.current_stream() == stream
+        assert float(value + 1) == 2
 
 
 def test_a_run_is_recorded_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

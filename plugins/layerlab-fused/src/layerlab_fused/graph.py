@@ -7,7 +7,9 @@ was captured reads and writes the very addresses that it was captured with.
 
 from __future__ import annotations
 
+import gc
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from layerlab_fused.torch_step import TorchStep
 from layerlab_fused.weights import misfit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
     Replay = Callable[[], Tensor]
 
 
+def _place(x: Tensor, y: Tensor) -> tuple[Any, ...]:
+    """Where a batch of a known size lies. A tensor may be given other memory, and stay the same object."""
+    return x.data_ptr(), x.stride(), y.data_ptr(), y.stride()
+
+
 @dataclass(frozen=True, eq=False)
 class _Captured:
-    """A step that was captured, and the batch that it reads: held, so that its memory stays what it is."""
+    """A step that was captured, and the batch that it reads: held, so that nothing else lies there."""
 
     x: Tensor
     y: Tensor
+    place: tuple[Any, ...]
     replay: Replay
-
-    def reads(self, x: Tensor, y: Tensor) -> bool:
-        return self.x is x and self.y is y
 
 
 class GraphStep:
@@ -76,18 +81,23 @@ class GraphStep:
         Raises:
             ValueError: The batch is not what it was said to be.
         """
-        if self._repeated is not None and self._repeated.reads(x, y):
-            return self._repeated.replay().clone()  # the next replay writes another loss there
         like = self._like
         fits = x.dtype == y.dtype == like.dtype and x.device == y.device == like.device
         if not fits or (x.shape, y.shape) != self._sizes:
             raise misfit(x, y, like, self._sizes)
+        if self._repeated is not None:
+            if self._repeated.place == _place(x, y):
+                return self._repeated.replay().clone()  # the next replay writes another loss there
+            return self._from_copy(x, y)
         last, self._last = self._last, (weakref.ref(x), weakref.ref(y))
         if last is None:
             return self._step(x, y)
-        if self._repeated is None and last[0]() is x and last[1]() is y:
+        if last[0]() is x and last[1]() is y:
             self._repeated = self._capturing(x, y)
             return self._repeated.replay().clone()
+        return self._from_copy(x, y)
+
+    def _from_copy(self, x: Tensor, y: Tensor) -> Tensor:
         if self._copied is None:
             self._copied = self._capturing(torch.empty_like(x), torch.empty_like(y))
         self._copied.x.copy_(x)
@@ -95,14 +105,20 @@ class GraphStep:
         return self._copied.replay().clone()
 
     def _capturing(self, x: Tensor, y: Tensor) -> _Captured:
-        return _Captured(x, y, self._capture(partial(self._step, x, y)))
+        replay = self._capture(partial(self._step, x, y))
+        return _Captured(x.detach(), y.detach(), _place(x, y), replay)
 
 
 def captured(step: Callable[[], Tensor], device: torch.device) -> Replay:
     """Captures a step in a CUDA graph; nothing of it is run."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types for it
-    with torch.cuda.graph(graph, stream=stream):
+    with (
+        _nothing_collected(),
+        _own_workspaces(),
+        torch.cuda.stream(stream),  # left in any case; `torch.cuda.graph` does not where a capture fails
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         loss = step()
 
     def replay() -> Tensor:
@@ -110,3 +126,28 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> Replay:
         return loss
 
     return replay
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Garbage may hold a graph, and to destroy one breaks a capture that is under way."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Products need memory to work in, which cuBLAS makes at the first one on a stream and keeps.
+
+    A graph must neither bake in what other graphs write to, nor leave what is its own to others.
+    """
+    torch._C._cuda_clearCublasWorkspaces()  # torch has no public name for it; its own graphs do the same
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
