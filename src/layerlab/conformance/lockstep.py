@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from layerlab.tier import Array, Precision, Tier
 
 STEPS = 50
+# One of so many batches has memory of its own. Three sizes may take turns, and all of them should get there.
+_ELSEWHERE = 4
 # As a step computes them: what comes first is nearest to the cause.
 BACKWARD = ("w2", "b2", "w1", "b1")
 
@@ -122,7 +124,7 @@ class Comparison:
 
 
 class Feed:
-    """Hands a tier its batches, the way an unkind caller would: all in the same memory, one after the other.
+    """Hands a tier its batches, the way an unkind caller would: in the same memory, but for one now and then.
 
     Args:
         problem: What is trained.
@@ -143,9 +145,12 @@ class Feed:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Array, Array]:
         """Inputs and targets of a step, as the tier gets them and as the oracle does."""
         x, y = (a.astype(self.host) for a in self._problem.batches[step % len(self._problem.batches)])
-        if x.shape not in self._memory:
-            self._memory[x.shape] = self._make(x), self._make(y)
-        tensors = self._memory[x.shape]
+        if step % _ELSEWHERE == 2:
+            tensors = self._make(x), self._make(y)
+        elif x.shape in self._memory:
+            tensors = self._memory[x.shape]
+        else:
+            tensors = self._memory[x.shape] = self._make(x), self._make(y)
         for tensor, array in zip(tensors, (x, y), strict=True):
             tensor.copy_(torch.from_numpy(array))
         return *tensors, x.astype(np.float64), y.astype(np.float64)
