@@ -159,6 +159,6 @@ def test_a_gpu_that_is_not_there_refuses_a_peer(empty_folder: Path) -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU on this machine")
-    with pytest.raises(AcceleratorError, match="there is no GPU"):
+    with pytest.raises(AcceleratorError, match="there is no CUDA device"):
         PeerWorker("skorch", "32-true", "gpu", str(empty_folder / "new"))
     assert not list(empty_folder.iterdir())

@@ -262,7 +262,7 @@ def bench_text(report: BenchReport) -> str:
     if any(config.rows for config in report.configs):
         parts.append(
             "floor: the five matrix products alone, as a share of a bare step; (x): of the bare loop;\n"
-            "once: what the first step took beyond a later one; peak: memory that the bare loop took"
+            "once: what the first two steps took beyond two later ones; peak: memory that the bare loop took"
         )
     if report.picture_fault:
         parts.append(f"no picture: {one_line(report.picture_fault)}")

@@ -37,15 +37,15 @@ def changed(before: dict[str, Any]) -> str | None:
     return f"changes the settings of its process: {', '.join(said)}" if said else None
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """The machine, the settings and the versions."""
+def machine(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
+    """The machine, the settings with which everybody began, and the versions."""
     clock = time.get_clock_info("perf_counter")
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        **settings(),
+        **settings,
         "clock": f"{clock.implementation}, {clock.resolution:g} s",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import LayerlabError, one_line
@@ -32,6 +33,9 @@ class WorkerProcess:
     Args:
         module: The module that is run; its main is `serve`.
         check: Called while an answer is waited for; it raises to stop waiting.
+
+    Attributes:
+        ended: Whether it is known to have ended: whoever asked it last was told so.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class WorkerProcess:
     ) -> None:
         self._module, self._check = module, check
         self._read = b""
+        self.ended = False
 
     def __enter__(self) -> WorkerProcess:
         self._process = subprocess.Popen(
@@ -54,17 +59,17 @@ class WorkerProcess:
 
     def __exit__(self, *exc_info: object) -> None:
         self._process.kill()
-        self._process.communicate()
-
-    @property
-    def ended(self) -> bool:
-        """Whether it ended by itself, or was ended as it did not answer."""
-        return self._process.poll() is not None
+        self._process.wait()
+        # Not read to the end: what the process has started may hold it open.
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was to be sent and nobody reads
+                pipe.close()
 
     def restart(self) -> None:
         """Another process in the place of this one; it knows nothing of what was asked before."""
         self.__exit__()
-        self._read = b""
+        self._read, self.ended = b"", False
         self.__enter__()
 
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
@@ -81,6 +86,7 @@ class WorkerProcess:
         except BrokenPipeError:
             line = b""
         if not line:
+            self.ended = True
             raise Refused(f"its process ended in '{what}' with code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -100,6 +106,7 @@ class WorkerProcess:
             if time.monotonic() > late:
                 self._process.kill()
                 self._process.wait()
+                self.ended = True
                 raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")
             if select.select([pipe], [], [], _LOOK)[0]:
                 more = os.read(pipe, 1 << 16)

@@ -71,7 +71,7 @@ class Row:
         distribution: The distribution that offers it, and its version.
         timings: By mode: "bare", "lightning", "tracked".
         first_step: Seconds of the first step on the problem, compilation included.
-        once: What of it is not in a later step: compilation, and what is set up once.
+        once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
         floor: These products alone, in the same process and rounds.
         floor_share: Their time as a share of a bare step's.

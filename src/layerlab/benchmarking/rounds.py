@@ -164,6 +164,8 @@ class Rounds:
 
     def _end(self, taken: _Taken) -> None:
         config = taken.config
+        for name, reason in self._refused.items():  # some of them after their rounds here
+            config.refused.setdefault(name, reason)
         for row in self._asked.rows:
             name = row.selector
             if name in taken.times and name not in config.refused:
@@ -231,7 +233,7 @@ class Rounds:
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
             first_step=pace["first_step"],
-            once=pace["first_step"] - pace["step"],
+            once=pace["once"],
             gflops=taken.config.operations / timings["bare"].median / 1e9,
             floor=floor,
             floor_share=floor.over(timings["bare"]).median,

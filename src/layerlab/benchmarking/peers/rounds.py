@@ -104,6 +104,8 @@ class PeerRounds:
 
     def end(self, config: Config) -> None:
         """Writes their rows, beside those of the tiers."""
+        for name, reason in self._refused.items():  # some of them after their rounds here
+            config.peers_refused.setdefault(name, reason)
         ours = next((row.timings for row in config.rows if row.tier == OURS), {})
         for name, times in self._times[config.sizes].items():
             if name in config.peers_refused:
