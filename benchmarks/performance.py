@@ -284,7 +284,7 @@ once is not in it. Each tier was proven before the clock started and audited aft
 
 Floor: the five matrix products of the step alone, as torch's operations into preallocated results, in the
 faster of two layouts, as a share of the bare step.
-Once: what the first two steps on the problem took beyond two later ones, compilation included.
+Once: what the first steps on the problem took beyond later ones, compilation included.
 
 ![Microseconds a step, by tier](images/bench.png)
 
