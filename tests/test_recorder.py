@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 import layerlab
 from helpers import TINY
 from layerlab import journal
+from layerlab.export import build_model
+from layerlab.reference import initial_params
 from layerlab.report import Observer
 from layerlab.tracking import Recorder, RunInfo, delivery
 from layerlab.tracking.bulk import POINTS_AT_ONCE
@@ -104,6 +108,30 @@ def test_a_run_that_was_deleted_takes_no_points(folder: Path, client: Any) -> No
     assert Store().deliver(Path(unsent.path)) is None, "once it may be written to, nothing is missing"
     assert len(history(client, kept.run_id, "loss")) == 50
     assert client.get_run(kept.run_id).info.status == "FINISHED"
+
+
+def test_a_model_requires_what_is_installed_and_nobody_asks(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's search of everything that is installed is not made, and can be made again afterwards."""
+    from mlflow.utils import environment
+
+    def asked(_: Any) -> None:
+        raise AssertionError("MLflow looked through what is installed")
+
+    monkeypatch.setattr(environment, "warn_dependency_requirement_mismatches", asked)
+    model = build_model(initial_params(3, 2, 1, init="linear", bias=True, seed=0), np.float32, {})
+    kept = Store().start_run(INFO)
+    with journal.Journal(journal.path_of(kept.run_id)) as written:
+        text = base64.b64encode(model.SerializeToString()).decode()
+        written.append({"model": text, "name": "tiny", "step": 1})
+    assert kept.end("FINISHED", None) is None
+    assert environment.warn_dependency_requirement_mismatches is asked
+    (output,) = client.get_run(kept.run_id).outputs.model_outputs
+    logged = Path(client.get_logged_model(output.model_id).artifact_location)
+    required = (logged / "requirements.txt").read_text().split()
+    names = ("mlflow", "onnx", "onnxruntime", "numpy")
+    assert sorted(required) == sorted(f"{name}=={version(name)}" for name in names)
 
 
 def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:

@@ -94,6 +94,8 @@ class ModelFile:
         self.metadata = read_metadata(self.proto, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
+        # Its threads would look out for more work while the tier that it is held against computes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 self.proto.SerializeToString(), options, providers=[PROVIDER]

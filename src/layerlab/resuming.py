@@ -15,6 +15,7 @@ from layerlab.report import Observer, Report
 from layerlab.runner import execute
 from layerlab.signals import StopSignals
 from layerlab.spec import ExperimentSpec, parse_spec
+from layerlab.startup import collector_paused
 from layerlab.steps import Steps
 from layerlab.storeuri import resolve_uri, with_credentials
 from layerlab.strictyaml import parse_yaml
@@ -70,7 +71,8 @@ def resume(
         with OfflineRecorder() if _is_offline(run_id) else Recorder() as recorder:
             recorder.open(uri)
             observer.stage("loading torch and Lightning")
-            importlib.import_module("layerlab.training")
+            with collector_paused():
+                importlib.import_module("layerlab.training")
             recorder.opened(stop.check)
             observer.stage("reading what is recorded of the run")
             known = recorder.known(run_id, stop.check)

@@ -18,6 +18,7 @@ from layerlab.folder import refuse_unwritable
 from layerlab.report import Observer, Report
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
+from layerlab.startup import collector_paused
 from layerlab.tracking import OfflineRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -67,11 +68,12 @@ def run(
         # The recording process imports MLflow while this one imports torch, and opens the store, once nothing
         # is left to refuse, while this one imports Lightning.
         with OfflineRecorder() if offline else Recorder() as recorder:
-            jobs = planning.assign(spec, rows, prepared, observer.stage)
-            stop.check()
-            recorder.open(tracking_uri, spec.experiment)
-            observer.stage("loading torch and Lightning")
-            importlib.import_module("layerlab.training")
+            with collector_paused():
+                jobs = planning.assign(spec, rows, prepared, observer.stage)
+                stop.check()
+                recorder.open(tracking_uri, spec.experiment)
+                observer.stage("loading torch and Lightning")
+                importlib.import_module("layerlab.training")
             tags = about("layerlab run")
             observer.stage("opening the tracking store")
             recorder.opened(stop.check)

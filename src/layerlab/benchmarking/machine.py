@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from layerlab import startup
+
 # How long the threads of a library are waited for, how often they are looked at, and how long they are given
 # where nobody can look.
 _LONGEST, _LOOK, _SPINNING = 1.0, 0.005, 0.2
@@ -26,6 +28,7 @@ def settings() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "huge_pages": os.environ.get(startup.HUGE_PAGES, "0") == "1",
         "cuda_allocator": next((os.environ[key] for key in _ALLOCATOR if key in os.environ), "default"),
     }
 

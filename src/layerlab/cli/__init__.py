@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from layerlab import startup
 from layerlab.cli import bench, models, plugins, proof, training
 from layerlab.cli.common import Flag, complain, emit
 from layerlab.errors import Interrupted, LayerlabError
@@ -54,8 +55,7 @@ def entry() -> NoReturn:
     Python would first take apart every module that was imported: with torch and MLflow that takes seconds,
     and even without them a good part of a short command.
     """
-    # Looking for pydantic's plugins means reading the metadata of every distribution there is.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    startup.claim()
     code: Any = 1
     try:
         main()

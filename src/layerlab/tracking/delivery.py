@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ POINTS_A_CALL = 1000  # MLflow's limit
 SECONDS_BETWEEN_CALLS = 1.0
 # A store that fails is asked again after so long, twice as long each time, and at last once in so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+# MLflow's function that compares a model's requirements with what is installed.
+_ASKS = "warn_dependency_requirement_mismatches"
 # What MLflow does not take in the name of a metric.
 _NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 
@@ -250,20 +253,21 @@ class Delivery:
             )
             try:
                 path = Path(folder) / "model"
-                save_model(
-                    proto,
-                    str(path),
-                    mlflow_model=Model(
-                        artifact_path=logged.artifact_location,
-                        model_uuid=logged.model_id,
-                        model_id=logged.model_id,
-                        run_id=self.run_id,
-                    ),
-                    signature=_signature(proto),
-                    pip_requirements=_requirements("mlflow", "onnx", "onnxruntime", "numpy"),
-                    onnx_execution_providers=["CPUExecutionProvider"],
-                    save_as_external_data=False,
-                )
+                with _requirements_unquestioned():
+                    save_model(
+                        proto,
+                        str(path),
+                        mlflow_model=Model(
+                            artifact_path=logged.artifact_location,
+                            model_uuid=logged.model_id,
+                            model_id=logged.model_id,
+                            run_id=self.run_id,
+                        ),
+                        signature=_signature(proto),
+                        pip_requirements=_requirements("mlflow", "onnx", "onnxruntime", "numpy"),
+                        onnx_execution_providers=["CPUExecutionProvider"],
+                        save_as_external_data=False,
+                    )
                 self._client.log_model_artifacts(logged.model_id, str(path))
                 self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=step)])
                 self._client.finalize_logged_model(logged.model_id, "READY")
@@ -318,6 +322,27 @@ def _signature(model: Any) -> Any:
         return Schema([TensorSpec(dtype, (-1, tensor.shape.dim[1].dim_value), value.name)])
 
     return ModelSignature(inputs=schema(model.graph.input[0]), outputs=schema(model.graph.output[0]))
+
+
+@contextmanager
+def _requirements_unquestioned() -> Iterator[None]:
+    """Within this context MLflow does not ask whether what a model requires is installed.
+
+    It would first read what every installed distribution consists of, for most of the time that the first
+    model takes; and what is required here is what is installed. Another MLflow than those that were tried may
+    not have the function that asks: then nothing is done.
+    """
+    from mlflow.utils import environment
+
+    asks = getattr(environment, _ASKS, None)
+    if asks is None:
+        yield
+        return
+    setattr(environment, _ASKS, lambda _: None)
+    try:
+        yield
+    finally:
+        setattr(environment, _ASKS, asks)
 
 
 def _requirements(*names: str) -> list[str]:

@@ -12,8 +12,9 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from layerlab import startup
 from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
@@ -122,29 +123,35 @@ class Recording:
             return "failed", scrubbed(traceback.format_exc(), self._uri)
 
 
+def _answered(recording: Recording, answers: BinaryIO) -> bool:
+    """Takes one message and answers it; whether there may be more."""
+    try:
+        method, arguments = pickle.load(sys.stdin.buffer)
+        pickle.dump(recording.answer(method, arguments), answers)
+        answers.flush()
+    except (EOFError, OSError, pickle.UnpicklingError):  # the last: it was killed in the midst of a message
+        return False
+    return True
+
+
 def main() -> None:
     """Answers until stdin ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the trainer says when it is over
     if hasattr(os, "nice"):
         os.nice(NICENESS)
+    startup.claim()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     recording = Recording()
-    # Imported while the trainer imports what it needs, before it asks for anything.
-    import layerlab.tracking.store  # noqa: F401 -- imported for the time it takes
+    with startup.collector_paused():
+        # Imported while the trainer imports what it needs, before it asks for anything.
+        import layerlab.tracking.store  # noqa: F401 -- imported for the time it takes
 
-    while True:
-        try:
-            method, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            break
-        answer = recording.answer(method, arguments)
-        try:
-            pickle.dump(answer, answers)
-            answers.flush()
-        except OSError:
-            break
+        # The first is to open a store: importing the rest of MLflow, and migrations.
+        goes_on = _answered(recording, answers)
+    while goes_on:
+        goes_on = _answered(recording, answers)
     recording.close(GONE)
     sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and taking MLflow apart takes a second

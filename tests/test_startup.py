@@ -1,0 +1,77 @@
+"""What a process that is layerlab's own sets, and what it leaves alone in somebody else's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import run_python
+
+PAUSED = """
+import gc, json
+from layerlab import startup
+if {own}:
+    startup.claim()
+if not {on}:
+    gc.disable()
+before = gc.get_freeze_count()
+with startup.collector_paused():
+    within = gc.isenabled()
+    kept = [[] for _ in range(10_000)]
+print(json.dumps([within, gc.isenabled(), gc.get_freeze_count() - before > 10_000]))
+"""
+HUGE = """
+import re
+from layerlab import startup
+startup.claim()
+import torch
+there = torch.ones(3 << 20)  # 12 MB
+for block in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read()):
+    bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", block)
+    if bounds and int(bounds[1], 16) <= there.data_ptr() < int(bounds[2], 16):
+        print("hg" in re.search(r"VmFlags: (.*)", block)[1].split())
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "on", "expected"),
+    [
+        (True, True, [False, True, True]),
+        (False, True, [False, True, False]),  # somebody else's garbage is still found
+        (True, False, [False, False, False]),  # whoever turned it off wants it off
+    ],
+)
+def test_the_collector_rests_and_goes_on(
+    empty_folder: Path, own: bool, on: bool, expected: list[bool]
+) -> None:
+    """Off within; as it was afterwards; what is there is out of its sight only in a process of our own."""
+    result = run_python(PAUSED.format(own=own, on=on), cwd=empty_folder)
+    assert result.code == 0, result.stderr
+    assert json.loads(result.stdout) == expected
+
+
+def test_the_collector_goes_on_after_a_failure(empty_folder: Path) -> None:
+    """An import that fails leaves it on."""
+    code = """
+import gc
+from layerlab import startup
+try:
+    with startup.collector_paused():
+        raise ImportError
+except ImportError:
+    print(gc.isenabled())
+"""
+    assert run_python(code, cwd=empty_folder).stdout == "True\n"
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason=f"no huge pages on {sys.platform}"
+)
+@pytest.mark.parametrize(("env", "expected"), [({}, "True\n"), ({"THP_MEM_ALLOC_ENABLE": "0"}, "False\n")])
+def test_large_tensors_ask_for_huge_pages(empty_folder: Path, env: dict[str, str], expected: str) -> None:
+    """Torch asks Linux for them, unless the user said that it should not."""
+    result = run_python(HUGE, cwd=empty_folder, env=env)
+    assert (result.stdout, result.code) == (expected, 0), result.stderr
