@@ -23,7 +23,7 @@ from layerlab.reference import initial_params
 from layerlab.report import Observer
 from layerlab.tracking import Recorder, RunInfo, delivery
 from layerlab.tracking.bulk import POINTS_AT_ONCE
-from layerlab.tracking.delivery import POINTS_A_CALL
+from layerlab.tracking.delivery import ENTITIES_A_CALL
 from layerlab.tracking.store import Store
 
 INFO = RunInfo("bulk", "a run", {}, {})
@@ -79,16 +79,16 @@ def test_points_go_out_by_a_thread_a_limited_number_at_a_time(
         sizes: list[int] = []
         send = kept._send
 
-        def watched(points: Any, send: Any = send, sizes: list[int] = sizes) -> None:
+        def watched(points: Any, tags: Any, send: Any = send, sizes: list[int] = sizes) -> None:
             sizes.append(len(points))
-            send(points)
+            send(points, tags)
 
         monkeypatch.setattr(kept, "_send", watched)
         with journal.Journal(journal.path_of(kept.run_id)) as written:
             for first in range(0, 25_000, 5_000):
                 written.append(journal.series("loss", first, np.arange(5_000.0) + first, 1e9 + first, 1e-4))
         assert kept.end("FINISHED", None) is None
-        assert max(sizes) <= (POINTS_AT_ONCE if bulk else POINTS_A_CALL)
+        assert max(sizes) <= (POINTS_AT_ONCE if bulk else ENTITIES_A_CALL)
         steps = [(step, value) for step, _, value in history(client, kept.run_id, "loss")]
         assert steps == [(step, float(step)) for step in range(25_000)]
 

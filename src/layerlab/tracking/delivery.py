@@ -10,18 +10,16 @@ from __future__ import annotations
 import base64
 import os
 import re
-import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Nothing leaves the machine but to the store that the user names; said before mlflow is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from mlflow.entities import LoggedModelOutput, Metric, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from layerlab import journal
@@ -30,6 +28,7 @@ from layerlab.journal import Journal, Progress, Unsent
 from layerlab.steps import Steps
 from layerlab.storeuri import without_secrets
 from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer
+from layerlab.tracking.loggedmodel import log_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,13 +38,13 @@ if TYPE_CHECKING:
     from layerlab.journal import Entry, Point
 
 LONGEST_TAG = 5000  # MLflow's limit
-POINTS_A_CALL = 1000  # MLflow's limit
+ENTITIES_A_CALL, TAGS_A_CALL = 1000, 100  # MLflow's limits for points and tags together, and for tags
 # Each call costs the store some milliseconds, however few points it brings: they go out once in so long.
 SECONDS_BETWEEN_CALLS = 1.0
 # A store that fails is asked again after so long, twice as long each time, and at last once in so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
-# MLflow's function that compares a model's requirements with what is installed.
-_ASKS = "warn_dependency_requirement_mismatches"
+# Entries that bring points or tags, or nothing.
+_TOGETHER = {"header", "series", "metrics", "tags"}
 # What MLflow does not take in the name of a metric.
 _NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 
@@ -63,6 +62,27 @@ class Late:
     superseded: bool = False
 
 
+@dataclass
+class _Parcel:
+    """Neighbouring entries of a journal that go out together.
+
+    Attributes:
+        points: Their points.
+        tags: Their tags.
+        entry: Or one entry that goes out alone.
+        end: Where the last of them ends.
+    """
+
+    points: list[Point] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    entry: Entry | None = None
+    end: int = 0
+
+    def takes(self, points: list[Point], tags: dict[str, str], most: int) -> bool:
+        """Whether more fits in."""
+        return len(self.points) + len(points) <= most and len(self.tags) + len(tags) <= TAGS_A_CALL
+
+
 class Delivery:
     """Sends a run's journal, from where the last delivery of it came to.
 
@@ -74,6 +94,7 @@ class Delivery:
         late: What the store has of the run where its journal was left behind: steps that are recorded since
             are not sent again, and where somebody else went on with the run, only points are sent.
         uri: Of the store, for what must not be said.
+        new: Whether the run was made in this moment, so that the store has nothing of it yet.
     """
 
     def __init__(
@@ -84,6 +105,8 @@ class Delivery:
         held: Journal,
         late: Late | None = None,
         uri: str = "",
+        *,
+        new: bool = False,
     ) -> None:
         self.run_id = run_id
         self._client, self._experiment_id, self._journal = client, experiment_id, held
@@ -93,6 +116,8 @@ class Delivery:
         self._bulk = bulk_writer(client)
         self._progress = Progress(held.path)
         self._sent, _ = self._progress.read()
+        # Whether the store may have some of it already: sent by somebody else, or its answer was lost.
+        self._unsure = not new
         # Where the first entry is that was refused; all before it is in the store.
         self._refused: int | None = None
         self.reason: str | None = None
@@ -157,12 +182,12 @@ class Delivery:
     def _deliver(self) -> None:
         """Sends all that is there, until it is done or the store fails."""
         try:
-            for end, entry, points in _parcels(self._journal.path, self._sent, self._most):
-                self._offer(entry, points)
-                self._sent = end
-                self._progress.write(end if self._refused is None else self._refused, self.run_id)
+            for parcel in _parcels(self._journal.path, self._sent, self._most):
+                self._offer(parcel)
+                self._sent = parcel.end
+                self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
         except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
-            self.reason = self._why(error)
+            self.reason, self._unsure = self._why(error), True
             self._not_before = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
         else:
@@ -172,55 +197,67 @@ class Delivery:
 
     @property
     def _most(self) -> int:
-        return POINTS_AT_ONCE if self._bulk else POINTS_A_CALL
+        return POINTS_AT_ONCE if self._bulk else ENTITIES_A_CALL
 
-    def _offer(self, entry: Entry, points: list[Point]) -> None:
+    def _offer(self, parcel: _Parcel) -> None:
+        had = self._late.recorded
+        points = [point for point in parcel.points if point[3] not in had.get(point[0], Steps())]
+        tags = {} if self._late.superseded else parcel.tags
         try:
-            new = [point for point in points if point[3] not in self._late.recorded.get(point[0], Steps())]
-            for start in range(0, len(new), self._most):
-                self._send(new[start : start + self._most])
-            if not points and not self._late.superseded:
-                self._apply(entry)
+            for start in range(0, len(points), self._most):
+                self._send(points[start : start + self._most], tags)
+                tags = {}
+            if tags:
+                self._send_by_mlflow([], tags)
+            if parcel.entry is not None and not self._late.superseded:
+                self._apply(parcel.entry)
         except MlflowException as error:
             if not _for_good(error):
                 raise
             self.reason = self.reason or self._why(error)
             self._refused = self._sent if self._refused is None else self._refused
 
-    def _send(self, points: list[Point]) -> None:
+    def _send(self, points: list[Point], tags: dict[str, str]) -> None:
         # The last point of each metric goes MLflow's own way, which looks whether the run may be written to
         # and keeps what a list of runs shows; the bulk goes beside it.
         if self._bulk is not None:
             # in MLflow's order: by step, then by time
             last = {point[0]: point for point in sorted(points, key=lambda point: (point[3], point[2]))}
             if len(last) < len(points):
-                self._send_by_mlflow(list(last.values()))
+                self._send_by_mlflow(list(last.values()), tags)
                 self._bulk.write(self.run_id, points)
                 return
-        self._send_by_mlflow(points)
+        self._send_by_mlflow(points, tags)
 
-    def _send_by_mlflow(self, points: list[Point]) -> None:
+    def _send_by_mlflow(self, points: list[Point], tags: dict[str, str]) -> None:
         # MLflow drops a point that it has: one that was taken although its answer was lost is not doubled.
-        for start in range(0, len(points), POINTS_A_CALL):
-            part = points[start : start + POINTS_A_CALL]
-            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in part])
+        found = [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
+        rest = [Metric(*point) for point in points]
+        while rest or found:
+            room = ENTITIES_A_CALL - len(found)
+            self._client.log_batch(self.run_id, metrics=rest[:room], tags=found)
+            rest, found = rest[room:], []
 
     def _apply(self, entry: Entry) -> None:
         """Does what an entry without points says; doing it twice is doing it once."""
-        if "tags" in entry:
-            self._tag(entry["tags"])
-        elif "text" in entry:
+        if "text" in entry:
             self._client.log_text(self.run_id, entry["text"], entry["name"])
         elif "file" in entry:
             self._client.log_artifact(self.run_id, str(self._own(entry["file"])))
         elif "model" in entry:
-            self._log_model(base64.b64decode(entry["model"]), entry["name"], entry["step"])
+            if not (self._unsure and self._has_model(entry["step"])):
+                model, name, step = base64.b64decode(entry["model"]), entry["name"], entry["step"]
+                log_model(self._client, self._experiment_id, self.run_id, model, name=name, step=step)
         elif "running" in entry:
             set_running(self._client, self.run_id)
         elif "finish" in entry:
             if entry["reason"] is not None:
-                self._tag({"layerlab.reason": entry["reason"]})
+                self._send_by_mlflow([], {"layerlab.reason": entry["reason"]})
             self._client.set_terminated(self.run_id, status=entry["finish"], end_time=entry["time"])
+
+    def _has_model(self, step: int) -> bool:
+        outputs = self._client.get_run(self.run_id).outputs
+        return outputs is not None and any(output.step == step for output in outputs.model_outputs)
 
     def _own(self, name: str) -> Path:
         """A file of the working folder: a journal that somebody else wrote gets no other."""
@@ -229,72 +266,28 @@ class Delivery:
             raise JournalError(f"{name}: is not in this folder, and is not sent")
         return path
 
-    def _tag(self, tags: dict[str, str]) -> None:
-        found = [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
-        self._client.log_batch(self.run_id, tags=found)
 
-    def _log_model(self, model: bytes, name: str, step: int) -> None:
-        """Keeps an ONNX model, given as a file's bytes, with its signature, linked to the run.
-
-        `mlflow.onnx.log_model` would do, but it works on a run that is active in the whole process, and reads
-        back every metric of the run.
-        """
-        import onnx
-        from mlflow.models import Model
-        from mlflow.onnx import save_model
-
-        outputs = self._client.get_run(self.run_id).outputs
-        if outputs is not None and any(output.step == step for output in outputs.model_outputs):
-            return  # it came there before, and the answer was lost
-        with tempfile.TemporaryDirectory() as folder:
-            proto = onnx.load_model_from_string(model)
-            logged = self._client.create_logged_model(
-                self._experiment_id, name=name, source_run_id=self.run_id, model_type="DoubleLayerNet"
-            )
-            try:
-                path = Path(folder) / "model"
-                with _requirements_unquestioned():
-                    save_model(
-                        proto,
-                        str(path),
-                        mlflow_model=Model(
-                            artifact_path=logged.artifact_location,
-                            model_uuid=logged.model_id,
-                            model_id=logged.model_id,
-                            run_id=self.run_id,
-                        ),
-                        signature=_signature(proto),
-                        pip_requirements=_requirements("mlflow", "onnx", "onnxruntime", "numpy"),
-                        onnx_execution_providers=["CPUExecutionProvider"],
-                        save_as_external_data=False,
-                    )
-                self._client.log_model_artifacts(logged.model_id, str(path))
-                self._client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step=step)])
-                self._client.finalize_logged_model(logged.model_id, "READY")
-            except BaseException:
-                self._client.finalize_logged_model(logged.model_id, "FAILED")
-                raise
-
-
-def _parcels(path: Path, offset: int, most: int) -> Iterator[tuple[int, Entry, list[Point]]]:
-    """The entries of a journal, with those that have points put together up to what one call takes."""
-    points: list[Point] = []
-    end = offset
-    for after, entry in journal.entries(path, offset):
-        more = [
+def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
+    """The entries of a journal, with points and tags put together up to what one call takes."""
+    parcel = _Parcel(end=offset)
+    for end, entry in journal.entries(path, offset):
+        points = [
             (_NOT_IN_A_METRIC.sub("-", key), value, timestamp, step)
             for key, value, timestamp, step in journal.points(entry)
         ]
-        if points and (not more or len(points) + len(more) > most):
-            yield end, {}, points
-            points = []
-        end = after
-        if more:
-            points += more
-        elif "header" not in entry and "series" not in entry and "metrics" not in entry:
-            yield end, entry, []
-    if points:
-        yield end, {}, points
+        tags = entry.get("tags", {})
+        alone = not _TOGETHER & entry.keys()
+        if (parcel.points or parcel.tags) and (alone or not parcel.takes(points, tags, most)):
+            yield parcel
+            parcel = _Parcel()
+        if alone:
+            yield _Parcel(entry=entry, end=end)
+        else:
+            parcel.points += points
+            parcel.tags |= tags
+            parcel.end = end
+    if parcel.points or parcel.tags:
+        yield parcel
 
 
 def set_running(client: MlflowClient, run_id: str) -> None:
@@ -308,44 +301,3 @@ def _for_good(error: MlflowException) -> bool:
     """Whether asking again would be answered in the same way."""
     code = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # MLflow's is untyped
     return 400 <= code < 500 and code not in {408, 429}
-
-
-def _signature(model: Any) -> Any:
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-    from onnx import helper
-
-    def schema(value: Any) -> Schema:
-        tensor = value.type.tensor_type
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        return Schema([TensorSpec(dtype, (-1, tensor.shape.dim[1].dim_value), value.name)])
-
-    return ModelSignature(inputs=schema(model.graph.input[0]), outputs=schema(model.graph.output[0]))
-
-
-@contextmanager
-def _requirements_unquestioned() -> Iterator[None]:
-    """Within this context MLflow does not ask whether what a model requires is installed.
-
-    It would first read what every installed distribution consists of, for most of the time that the first
-    model takes; and what is required here is what is installed. Another MLflow than those that were tried may
-    not have the function that asks: then nothing is done.
-    """
-    from mlflow.utils import environment
-
-    asks = getattr(environment, _ASKS, None)
-    if asks is None:
-        yield
-        return
-    setattr(environment, _ASKS, lambda _: None)
-    try:
-        yield
-    finally:
-        setattr(environment, _ASKS, asks)
-
-
-def _requirements(*names: str) -> list[str]:
-    from importlib.metadata import version
-
-    return [f"{name}=={version(name)}" for name in names]

@@ -133,7 +133,7 @@ class Store:
                 if self._give_up(run_id, "FAILED"):
                     held.discard()
                 raise
-            return Delivery(self.client, run_id, experiment_id, held, uri=self.uri)
+            return Delivery(self.client, run_id, experiment_id, held, uri=self.uri, new=True)
 
     def resume_run(self, known: KnownRun, info: RunInfo) -> Delivery:
         """Goes on with a run that has ended: RUNNING again, with a journal of its own.
