@@ -74,6 +74,9 @@ def run(
                 recorder.open(tracking_uri, spec.experiment)
                 observer.stage("loading torch and Lightning")
                 importlib.import_module("layerlab.training")
+                if spec.export:  # while the store is opened
+                    importlib.import_module("onnx")
+                    importlib.import_module("onnxruntime")
             tags = about("layerlab run")
             observer.stage("opening the tracking store")
             recorder.opened(stop.check)
