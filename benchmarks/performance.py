@@ -30,7 +30,7 @@ BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "c
 BENCH = ["bench", "all", "fused", "compiled", "--rounds", "25", "--seconds", "0.2", "--peers", "--json"]
 REFUSALS = ("refused", "peers_refused")
 SCRIPTS = {
-    "whole_command": ["--rounds", "7"],
+    "whole_command": ["--rounds", "11"],
     "memory": [],
     "scaling": ["--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],
