@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import layerlab
-from layerlab import startup
 from layerlab.benchmarking.report import Timing
 
 BUDGET = 1.1
@@ -109,7 +108,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--png", type=Path, help="draw them to this file")
     arguments = parser.parse_args()
-    startup.claim()  # as the command does
     outputs = [path and path.absolute() for path in (arguments.json, arguments.png)]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

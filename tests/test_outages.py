@@ -74,7 +74,8 @@ def assert_whole(client: MlflowClient, run_id: str, steps: int = 2000) -> None:
     assert sorted(point.step for point in history) == list(range(steps))
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert len(run.outputs.model_outputs) == 1
+    (output,) = run.outputs.model_outputs
+    assert client.get_logged_model(output.model_id).status == "READY"
     assert journal.journals() == []
 
 

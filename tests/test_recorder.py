@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,15 +24,24 @@ from layerlab.reference import initial_params
 from layerlab.report import Observer
 from layerlab.tracking import Recorder, RunInfo, delivery
 from layerlab.tracking.bulk import POINTS_AT_ONCE
-from layerlab.tracking.delivery import ENTITIES_A_CALL
+from layerlab.tracking.delivery import POINTS_A_CALL, Delivery
 from layerlab.tracking.store import Store
 
 INFO = RunInfo("bulk", "a run", {}, {})
+TINY_MODEL = build_model(initial_params(3, 2, 1, init="linear", bias=True, seed=0), np.float32, {})
+MODEL = {"model": base64.b64encode(TINY_MODEL.SerializeToString()).decode(), "name": "tiny", "step": 1}
 ODD = [1.5, math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, 5e-324]
 
 
 def history(client: Any, run_id: str, key: str) -> list[tuple[int, int, float]]:
     return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, key))
+
+
+def append(kept: Delivery, *entries: dict[str, Any]) -> None:
+    """Writes entries into the journal of a run, as its trainer does."""
+    with journal.Journal(journal.path_of(kept.run_id)) as written:
+        for entry in entries:
+            written.append(entry)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -88,7 +98,7 @@ def test_points_go_out_by_a_thread_a_limited_number_at_a_time(
             for first in range(0, 25_000, 5_000):
                 written.append(journal.series("loss", first, np.arange(5_000.0) + first, 1e9 + first, 1e-4))
         assert kept.end("FINISHED", None) is None
-        assert max(sizes) <= (POINTS_AT_ONCE if bulk else ENTITIES_A_CALL)
+        assert max(sizes) <= (POINTS_AT_ONCE if bulk else POINTS_A_CALL)
         steps = [(step, value) for step, _, value in history(client, kept.run_id, "loss")]
         assert steps == [(step, float(step)) for step in range(25_000)]
 
@@ -120,11 +130,8 @@ def test_a_model_requires_what_is_installed_and_nobody_asks(
         raise AssertionError("MLflow looked through what is installed")
 
     monkeypatch.setattr(environment, "warn_dependency_requirement_mismatches", asked)
-    model = build_model(initial_params(3, 2, 1, init="linear", bias=True, seed=0), np.float32, {})
     kept = Store().start_run(INFO)
-    with journal.Journal(journal.path_of(kept.run_id)) as written:
-        text = base64.b64encode(model.SerializeToString()).decode()
-        written.append({"model": text, "name": "tiny", "step": 1})
+    append(kept, MODEL)
     assert kept.end("FINISHED", None) is None
     assert environment.warn_dependency_requirement_mismatches is asked
     (output,) = client.get_run(kept.run_id).outputs.model_outputs
@@ -132,6 +139,95 @@ def test_a_model_requires_what_is_installed_and_nobody_asks(
     required = (logged / "requirements.txt").read_text().split()
     names = ("mlflow", "onnx", "onnxruntime", "numpy")
     assert sorted(required) == sorted(f"{name}=={version(name)}" for name in names)
+
+
+def test_a_model_whose_answer_was_lost_is_there_once(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was linked to it and nobody heard of that: it is not kept again, and it is READY."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # it delivers when it is told to
+    store = Store()
+    kept = store.start_run(INFO)
+    append(kept, MODEL)
+    link = store.client.log_outputs
+
+    def lost(*arguments: Any) -> None:
+        link(*arguments)
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, "log_outputs", lost)
+        kept._deliver()
+    assert kept.reason == "ConnectionError: cut off"
+    (output,) = client.get_run(kept.run_id).outputs.model_outputs
+    assert client.get_logged_model(output.model_id).status == "FAILED"
+    assert kept.end("FINISHED", None) is None
+    assert [one.model_id for one in client.get_run(kept.run_id).outputs.model_outputs] == [output.model_id]
+    assert client.get_logged_model(output.model_id).status == "READY"
+
+
+def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tags, losses and figures that follow upon each other are one call of MLflow's, however many."""
+    store = Store()
+    kept = store.start_run(INFO)
+    calls: list[Any] = []
+    log_batch = store.client.log_batch
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        calls.append(named)
+        log_batch(*arguments, **named)
+
+    monkeypatch.setattr(store.client, "log_batch", watched)
+    tags = {f"tag {i}": str(i) for i in range(150)}  # more than MLflow takes in one request
+    append(
+        kept,
+        {"tags": {"device": "cpu"}},
+        journal.series("loss", 0, np.arange(1500.0), 1e9, 1e-4),
+        {"metrics": {"val": 0.5}, "step": 1500, "time": 1},
+        {"tags": tags},
+    )
+    assert kept.end("FINISHED", None) is None
+    assert len(calls) == 1
+    run = client.get_run(kept.run_id)
+    assert {"device": "cpu", **tags}.items() <= run.data.tags.items()
+    assert (run.data.metrics, run.info.status) == ({"loss": 1499.0, "val": 0.5}, "FINISHED")
+    assert len(history(client, kept.run_id, "loss")) == 1500
+
+
+def test_points_that_are_refused_take_no_tags_along(folder: Path, client: Any) -> None:
+    """A name that MLflow does not take: the tags beside it are there, and what comes after it."""
+    kept = Store().start_run(INFO)
+    refused = {"metrics": {"x" * 300: 1.0}, "step": 0, "time": 1}
+    append(kept, {"tags": {"device": "cpu"}}, refused, MODEL)
+    unsent = kept.end("FINISHED", None)
+    assert unsent is not None
+    assert unsent.points == 1
+    run = client.get_run(kept.run_id)
+    assert (run.data.tags["device"], run.data.metrics, run.info.status) == ("cpu", {}, "FINISHED")
+    assert len(run.outputs.model_outputs) == 1
+
+
+@pytest.mark.parametrize("damaged", ["nonsense", '{"tags": null}', '{"tags": {"a": 1}}', '{"metrics": 1}'])
+def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client: Any, damaged: str) -> None:
+    """The entries before it are whole; it is told, and the journal stays."""
+    kept = Store().start_run(INFO)
+    append(kept, {"tags": {"device": "cpu"}}, journal.series("loss", 0, np.ones(5), 1e9, 1e-4))
+    with journal.path_of(kept.run_id).open("a") as file:
+        file.write(damaged + "\n")
+    unsent = kept.end("FINISHED", None)
+    assert unsent is not None
+    assert "damaged" in unsent.reason
+    assert client.get_run(kept.run_id).data.tags["device"] == "cpu"
+    assert len(history(client, kept.run_id, "loss")) == 5
+    assert journal.journals() == [journal.path_of(kept.run_id)]
+
+
+def test_half_a_message_is_the_last_one(empty_folder: Path) -> None:
+    """A trainer that is killed while it says something: the process ends, without a traceback."""
+    half = pickle.dumps(("start_run", (INFO,)))[:-20]
+    command = [sys.executable, "-P", "-m", "layerlab.tracking.process"]
+    done = subprocess.run(command, input=half, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:

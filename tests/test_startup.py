@@ -53,6 +53,38 @@ def test_the_collector_rests_and_goes_on(
     assert json.loads(result.stdout) == expected
 
 
+def test_what_is_made_after_the_first_pause_is_looked_through(empty_folder: Path) -> None:
+    """A second pause puts nothing out of sight: what a run has left may be garbage."""
+    code = """
+import gc
+from layerlab import startup
+startup.claim()
+with startup.collector_paused():
+    pass
+before = gc.get_freeze_count()
+kept = [[] for _ in range(10_000)]
+with startup.collector_paused():
+    pass
+print(gc.get_freeze_count() - before < 10_000, gc.isenabled())
+"""
+    assert run_python(code, cwd=empty_folder).stdout == "True True\n"
+
+
+def test_the_recording_process_is_claimed_whoever_trains(empty_folder: Path) -> None:
+    """It takes over the environment of its trainer, which may be somebody else's process."""
+    code = """
+import os
+from layerlab import startup
+from layerlab.tracking.process import Recording
+startup.claim()
+users = {key: value for key, value in os.environ.items() if key not in startup.ENVIRONMENT}
+Recording().open("sqlite:///mlflow.db", None, ".", users)
+print([os.environ[key] for key in startup.ENVIRONMENT])
+"""
+    result = run_python(code, cwd=empty_folder)
+    assert result.stdout == "['__all__', '1']\n", result.stderr
+
+
 def test_the_collector_goes_on_after_a_failure(empty_folder: Path) -> None:
     """An import that fails leaves it on."""
     code = """

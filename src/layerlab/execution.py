@@ -186,10 +186,12 @@ class Execution:
 
         job, train = self.job, self.job.spec.train
         module = self._module(record)
-        savers = []
-        if job.tier_class.resumable():
-            savers = [Saver(self._about_checkpoint(module), every=train.checkpoint_every)]
         with quiet_lightning():
+            run_id = record.started(self.stop.check)
+            savers = []
+            if job.tier_class.resumable():
+                about = self._about_checkpoint(run_id, module)
+                savers = [Saver(run_id, about, every=train.checkpoint_every)]
             trainer = make_trainer(
                 accelerator=job.accelerator,
                 precision=train.precision,
@@ -197,9 +199,6 @@ class Execution:
                 validate=len(self.prepared.val) > 0,
                 callbacks=savers,
             )
-            run_id = record.started(self.stop.check)
-            for saver in savers:
-                saver.belong_to(run_id)
             remember(run_id, self.recorder.shown_uri)
             self._settle_others()
             self.report.run_id, self.report.device = run_id, str(trainer.strategy.root_device)
@@ -223,8 +222,9 @@ class Execution:
                 self.report.checkpoint = savers[0].saved if savers else ""
         return module
 
-    def _about_checkpoint(self, module: TierModule) -> dict[str, Any]:
+    def _about_checkpoint(self, run_id: str, module: TierModule) -> dict[str, Any]:
         return {
+            "run_id": run_id,
             "tracking_uri": self.recorder.shown_uri,
             "spec": self.job.spec.as_dict(),
             "tier": self.job.row.name,

@@ -306,6 +306,18 @@ def _points(entry: Entry) -> list[Point]:
     return []
 
 
+def tags(entry: Entry) -> dict[str, str]:
+    """The tags of an entry; most have none.
+
+    Raises:
+        JournalError: The entry is none of layerlab's.
+    """
+    found = entry.get("tags", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise JournalError("an entry of the journal is damaged")
+    return found
+
+
 def count_points(path: Path, offset: int = 0) -> int:
     """How many points a journal has from some entry on."""
     return sum(len(points(entry)) for _, entry in entries(path, offset))

@@ -30,21 +30,18 @@ class Saver(Checkpoint):
     A run that is over before the first one is due leaves none, unless it was interrupted.
 
     Args:
-        about: What is said of the run in every checkpoint, beside its id: plain values.
+        run_id: The run; its checkpoints are in a folder of their own.
+        about: What is said of the run in every checkpoint: plain values.
         every: Steps between two; None: `SECONDS_BETWEEN`.
     """
 
-    def __init__(self, about: dict[str, Any], *, every: int | None = None) -> None:
-        self._run_id, self._about, self._every = "", about, every
+    def __init__(self, run_id: str, about: dict[str, Any], *, every: int | None = None) -> None:
+        self._run_id, self._about, self._every = run_id, about, every
         # A block ends where a checkpoint is due: `TierModule.block_end` looks for this, Lightning's own name.
         self._every_n_train_steps = every or 0
         self._last_time = time.monotonic()
         self._last_step = -1
         self.saved = ""
-
-    def belong_to(self, run_id: str) -> None:
-        """Says of which run the checkpoints are; they are in a folder of their own."""
-        self._run_id, self._about = run_id, {"run_id": run_id, **self._about}
         for left in folder_of(run_id).glob("*.new"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
 

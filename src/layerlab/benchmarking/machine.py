@@ -28,7 +28,7 @@ def settings() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "huge_pages": os.environ.get(startup.HUGE_PAGES, "0") == "1",
+        "huge_pages": _huge_pages(),
         "cuda_allocator": next((os.environ[key] for key in _ALLOCATOR if key in os.environ), "default"),
     }
 
@@ -113,6 +113,15 @@ def _status(key: str) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), None)
+
+
+def _huge_pages() -> bool:
+    """Whether torch asks for huge pages, and Linux has them for whoever asks."""
+    try:
+        never = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
+    except OSError:  # another system
+        return False
+    return os.environ.get(startup.HUGE_PAGES) == "1" and not never
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from layerlab import startup
 from layerlab.errors import LayerlabError, one_line
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class WorkerProcess:
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # what the command sets, whoever starts the bench
+            env={**startup.ENVIRONMENT, **os.environ},
         )
         return self
 

@@ -28,7 +28,7 @@ from layerlab.journal import Journal, Progress, Unsent
 from layerlab.steps import Steps
 from layerlab.storeuri import without_secrets
 from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer
-from layerlab.tracking.loggedmodel import log_model
+from layerlab.tracking.loggedmodel import has_model, log_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from layerlab.journal import Entry, Point
 
 LONGEST_TAG = 5000  # MLflow's limit
-ENTITIES_A_CALL, TAGS_A_CALL = 1000, 100  # MLflow's limits for points and tags together, and for tags
+POINTS_A_CALL = 1000  # MLflow's limit
 # Each call costs the store some milliseconds, however few points it brings: they go out once in so long.
 SECONDS_BETWEEN_CALLS = 1.0
 # A store that fails is asked again after so long, twice as long each time, and at last once in so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
-# Entries that bring points or tags, or nothing.
-_TOGETHER = {"header", "series", "metrics", "tags"}
+# Entries between which the order does not matter: neighbours of these kinds may share a call.
+_ANY_ORDER = {"header", "series", "metrics", "tags"}
 # What MLflow does not take in the name of a metric.
 _NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 
@@ -78,10 +78,6 @@ class _Parcel:
     entry: Entry | None = None
     end: int = 0
 
-    def takes(self, points: list[Point], tags: dict[str, str], most: int) -> bool:
-        """Whether more fits in."""
-        return len(self.points) + len(points) <= most and len(self.tags) + len(tags) <= TAGS_A_CALL
-
 
 class Delivery:
     """Sends a run's journal, from where the last delivery of it came to.
@@ -94,7 +90,7 @@ class Delivery:
         late: What the store has of the run where its journal was left behind: steps that are recorded since
             are not sent again, and where somebody else went on with the run, only points are sent.
         uri: Of the store, for what must not be said.
-        new: Whether the run was made in this moment, so that the store has nothing of it yet.
+        new: Whether the run was made in this moment, so that the store has nothing of its journal yet.
     """
 
     def __init__(
@@ -197,7 +193,7 @@ class Delivery:
 
     @property
     def _most(self) -> int:
-        return POINTS_AT_ONCE if self._bulk else ENTITIES_A_CALL
+        return POINTS_AT_ONCE if self._bulk else POINTS_A_CALL
 
     def _offer(self, parcel: _Parcel) -> None:
         had = self._late.recorded
@@ -212,10 +208,19 @@ class Delivery:
             if parcel.entry is not None and not self._late.superseded:
                 self._apply(parcel.entry)
         except MlflowException as error:
-            if not _for_good(error):
-                raise
-            self.reason = self.reason or self._why(error)
-            self._refused = self._sent if self._refused is None else self._refused
+            self._refusal(error)
+            if points and tags:  # what is wrong with the points is not wrong with these
+                try:
+                    self._send_by_mlflow([], tags)
+                except MlflowException as again:
+                    self._refusal(again)
+
+    def _refusal(self, error: MlflowException) -> None:
+        """Passes over what the store refuses for good, and raises what it may take later."""
+        if not _for_good(error):
+            raise error
+        self.reason = self.reason or self._why(error)
+        self._refused = self._sent if self._refused is None else self._refused
 
     def _send(self, points: list[Point], tags: dict[str, str]) -> None:
         # The last point of each metric goes MLflow's own way, which looks whether the run may be written to
@@ -231,12 +236,12 @@ class Delivery:
 
     def _send_by_mlflow(self, points: list[Point], tags: dict[str, str]) -> None:
         # MLflow drops a point that it has: one that was taken although its answer was lost is not doubled.
-        found = [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
-        rest = [Metric(*point) for point in points]
-        while rest or found:
-            room = ENTITIES_A_CALL - len(found)
-            self._client.log_batch(self.run_id, metrics=rest[:room], tags=found)
-            rest, found = rest[room:], []
+        # Its client makes as many requests of a call as its limits ask for.
+        self._client.log_batch(
+            self.run_id,
+            metrics=[Metric(*point) for point in points],
+            tags=[RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()],
+        )
 
     def _apply(self, entry: Entry) -> None:
         """Does what an entry without points says; doing it twice is doing it once."""
@@ -245,7 +250,7 @@ class Delivery:
         elif "file" in entry:
             self._client.log_artifact(self.run_id, str(self._own(entry["file"])))
         elif "model" in entry:
-            if not (self._unsure and self._has_model(entry["step"])):
+            if not (self._unsure and has_model(self._client, self.run_id, entry["step"])):
                 model, name, step = base64.b64decode(entry["model"]), entry["name"], entry["step"]
                 log_model(self._client, self._experiment_id, self.run_id, model, name=name, step=step)
         elif "running" in entry:
@@ -254,10 +259,6 @@ class Delivery:
             if entry["reason"] is not None:
                 self._send_by_mlflow([], {"layerlab.reason": entry["reason"]})
             self._client.set_terminated(self.run_id, status=entry["finish"], end_time=entry["time"])
-
-    def _has_model(self, step: int) -> bool:
-        outputs = self._client.get_run(self.run_id).outputs
-        return outputs is not None and any(output.step == step for output in outputs.model_outputs)
 
     def _own(self, name: str) -> Path:
         """A file of the working folder: a journal that somebody else wrote gets no other."""
@@ -269,23 +270,28 @@ class Delivery:
 
 def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
     """The entries of a journal, with points and tags put together up to what one call takes."""
-    parcel = _Parcel(end=offset)
-    for end, entry in journal.entries(path, offset):
-        points = [
-            (_NOT_IN_A_METRIC.sub("-", key), value, timestamp, step)
-            for key, value, timestamp, step in journal.points(entry)
-        ]
-        tags = entry.get("tags", {})
-        alone = not _TOGETHER & entry.keys()
-        if (parcel.points or parcel.tags) and (alone or not parcel.takes(points, tags, most)):
+    parcel = _Parcel()
+    try:
+        for end, entry in journal.entries(path, offset):
+            points = [
+                (_NOT_IN_A_METRIC.sub("-", key), value, timestamp, step)
+                for key, value, timestamp, step in journal.points(entry)
+            ]
+            tags = journal.tags(entry)
+            alone = not _ANY_ORDER & entry.keys()
+            if (parcel.points or parcel.tags) and (alone or len(parcel.points) + len(points) > most):
+                yield parcel
+                parcel = _Parcel()
+            if alone:
+                yield _Parcel(entry=entry, end=end)
+            else:
+                parcel.points += points
+                parcel.tags |= tags
+                parcel.end = end
+    except JournalError:  # what comes before an entry that is damaged is whole
+        if parcel.points or parcel.tags:
             yield parcel
-            parcel = _Parcel()
-        if alone:
-            yield _Parcel(entry=entry, end=end)
-        else:
-            parcel.points += points
-            parcel.tags |= tags
-            parcel.end = end
+        raise
     if parcel.points or parcel.tags:
         yield parcel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,19 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-# MLflow's function that compares a model's requirements with what is installed.
-_ASKS = "warn_dependency_requirement_mismatches"
+_MISMATCH_CHECK = "warn_dependency_requirement_mismatches"
+
+
+def has_model(client: MlflowClient, run_id: str, step: int) -> bool:
+    """Whether a run has a model of some step: it came there before, and its answer was lost.
+
+    A run is linked to a model once all of it is there: it is READY, whatever was said of it after that.
+    """
+    outputs = client.get_run(run_id).outputs
+    found = [] if outputs is None else [one for one in outputs.model_outputs if one.step == step]
+    for output in found:
+        client.finalize_logged_model(output.model_id, "READY")
+    return bool(found)
 
 
 def log_model(
@@ -46,7 +57,7 @@ def log_model(
         )
         try:
             path = Path(folder) / "model"
-            with _requirements_unquestioned():
+            with _without_mismatch_check():
                 save_model(
                     proto,
                     str(path),
@@ -65,7 +76,8 @@ def log_model(
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
             client.finalize_logged_model(logged.model_id, "READY")
         except BaseException:
-            client.finalize_logged_model(logged.model_id, "FAILED")
+            with suppress(Exception):  # what is told is why it failed
+                client.finalize_logged_model(logged.model_id, "FAILED")
             raise
 
 
@@ -84,24 +96,24 @@ def _signature(model: Any) -> Any:
 
 
 @contextmanager
-def _requirements_unquestioned() -> Iterator[None]:
-    """Within this context MLflow does not ask whether what a model requires is installed.
+def _without_mismatch_check() -> Iterator[None]:
+    """Within this context MLflow does not check a model's requirements against what is installed.
 
     It would first read what every installed distribution consists of, for most of the time that the first
     model takes; and what is required here is what is installed. Another MLflow than those that were tried may
-    not have the function that asks: then nothing is done.
+    not have the function that checks: then nothing is done.
     """
     from mlflow.utils import environment
 
-    asks = getattr(environment, _ASKS, None)
-    if asks is None:
+    check = getattr(environment, _MISMATCH_CHECK, None)
+    if check is None:
         yield
         return
-    setattr(environment, _ASKS, lambda _: None)
+    setattr(environment, _MISMATCH_CHECK, lambda _: None)
     try:
         yield
     finally:
-        setattr(environment, _ASKS, asks)
+        setattr(environment, _MISMATCH_CHECK, check)
 
 
 def _requirements() -> list[str]:

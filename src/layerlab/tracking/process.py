@@ -49,6 +49,7 @@ class Recording:
         """
         self.close("its trainer began another run")
         take_over(environment)
+        startup.claim()  # the trainer may be somebody else's process
         self._uri = uri
         os.chdir(folder)
         from layerlab.tracking.store import Store
@@ -149,9 +150,9 @@ def main() -> None:
         import layerlab.tracking.store  # noqa: F401 -- imported for the time it takes
 
         # The first is to open a store: importing the rest of MLflow, and migrations.
-        goes_on = _answered(recording, answers)
-    while goes_on:
-        goes_on = _answered(recording, answers)
+        more = _answered(recording, answers)
+    while more:
+        more = _answered(recording, answers)
     recording.close(GONE)
     sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and taking MLflow apart takes a second
