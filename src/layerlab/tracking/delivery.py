@@ -28,7 +28,7 @@ from layerlab.journal import Journal, Progress, Unsent
 from layerlab.steps import Steps
 from layerlab.storeuri import without_secrets
 from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer
-from layerlab.tracking.loggedmodel import has_model, log_model
+from layerlab.tracking.loggedmodel import confirm_model, log_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -240,7 +240,7 @@ class Delivery:
         self._client.log_batch(
             self.run_id,
             metrics=[Metric(*point) for point in points],
-            tags=[RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()],
+            tags=run_tags(tags),
         )
 
     def _apply(self, entry: Entry) -> None:
@@ -250,7 +250,7 @@ class Delivery:
         elif "file" in entry:
             self._client.log_artifact(self.run_id, str(self._own(entry["file"])))
         elif "model" in entry:
-            if not (self._unsure and has_model(self._client, self.run_id, entry["step"])):
+            if not (self._unsure and confirm_model(self._client, self.run_id, entry["step"])):
                 model, name, step = base64.b64decode(entry["model"]), entry["name"], entry["step"]
                 log_model(self._client, self._experiment_id, self.run_id, model, name=name, step=step)
         elif "running" in entry:
@@ -294,6 +294,11 @@ def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
         raise
     if parcel.points or parcel.tags:
         yield parcel
+
+
+def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Tags as MLflow takes them: a line each, and no longer than its limit."""
+    return [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
 
 
 def set_running(client: MlflowClient, run_id: str) -> None:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 _MISMATCH_CHECK = "warn_dependency_requirement_mismatches"
 
 
-def has_model(client: MlflowClient, run_id: str, step: int) -> bool:
-    """Whether a run has a model of some step: it came there before, and its answer was lost.
+def confirm_model(client: MlflowClient, run_id: str, step: int) -> bool:
+    """Makes READY what a run has of a model of some step; whether it has one.
 
-    A run is linked to a model once all of it is there: it is READY, whatever was said of it after that.
+    It came there before, and its answer was lost. A run is linked to a model once all of it is there: it is
+    good, whatever was said of it after that.
     """
     outputs = client.get_run(run_id).outputs
     found = [] if outputs is None else [one for one in outputs.model_outputs if one.step == step]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 from mlflow.exceptions import MlflowException
 
 from layerlab.errors import LayerlabError, TrackingError, one_line
@@ -40,7 +40,7 @@ from layerlab.storeuri import (
     without_credentials,
     without_secrets,
 )
-from layerlab.tracking.delivery import LONGEST_TAG, Delivery, Late, set_running
+from layerlab.tracking.delivery import Delivery, Late, run_tags, set_running
 from layerlab.tracking.info import OFFLINE_TAG, DatasetInfo, KnownRun, RunInfo
 from layerlab.tracking.opening import alone, one_at_a_time, refuse_old_file_store, soon
 
@@ -58,9 +58,7 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# MLflow's limits for one call.
-PARAMS_A_CALL = 100
-LONGEST_PARAM = 6000  # spec.yaml has every value whole
+LONGEST_PARAM = 6000  # MLflow's limit; spec.yaml has every value whole
 # Points that are asked for at once.
 PAGE = 25_000
 
@@ -160,7 +158,7 @@ class Store:
                     )
                 set_running(self.client, run_id)
                 try:
-                    self._tag(run_id, info.tags)
+                    self.client.log_batch(run_id, tags=run_tags(info.tags))
                     if info.spec_yaml is not None:
                         self.client.log_text(run_id, info.spec_yaml, "spec.yaml")
                 except BaseException:
@@ -325,13 +323,12 @@ class Store:
         return True
 
     def _create(self, info: RunInfo, experiment_id: str) -> str:
-        tags = {key: one_line(value)[:LONGEST_TAG] for key, value in info.tags.items()}
+        tags = {tag.key: tag.value for tag in run_tags(info.tags)}
         return str(self.client.create_run(experiment_id, tags=tags, run_name=info.name).info.run_id)
 
     def _describe(self, run_id: str, info: RunInfo) -> None:
         params = [Param(key, value[:LONGEST_PARAM]) for key, value in info.params.items()]
-        for start in range(0, len(params), PARAMS_A_CALL):
-            self.client.log_batch(run_id, params=params[start : start + PARAMS_A_CALL])
+        self.client.log_batch(run_id, params=params)
         if info.spec_yaml is not None:
             self.client.log_text(run_id, info.spec_yaml, "spec.yaml")
         if info.dataset is not None:
@@ -341,10 +338,6 @@ class Store:
                 self.client.log_inputs(run_id, inputs)
             except MlflowException:  # another process made the same data set known in this moment
                 self.client.log_inputs(run_id, inputs)
-
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        found = [RunTag(key, one_line(value)[:LONGEST_TAG]) for key, value in tags.items()]
-        self.client.log_batch(run_id, tags=found)
 
     def _experiment_id(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
