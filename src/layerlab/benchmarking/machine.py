@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -89,6 +91,7 @@ class Peak:
             self._before = torch.cuda.memory_allocated(device)
             return
         try:
+            _give_back()
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
         except OSError:
             self._before = _highest()
@@ -100,6 +103,18 @@ class Peak:
         if self._device.type == "cuda":
             return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
         return max(0, (_status("VmHWM") or _highest()) - self._before)
+
+
+def _give_back() -> None:
+    """Has the allocator give back what it keeps of freed memory.
+
+    glibc's keeps freed blocks of up to 32 MB in the process, see malloc_trim(3) and M_MMAP_THRESHOLD in
+    mallopt(3). Whoever gets such a block again holds memory, and the process does not grow.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _highest() -> int:
