@@ -94,6 +94,7 @@ class Store:
             self.client = MlflowClient(tracking_uri=absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
+        self._experiments: dict[str, str] = {}
 
     def refuse_deleted(self, experiment: str) -> None:
         """Refuses an experiment that nobody would see.
@@ -340,6 +341,12 @@ class Store:
                 self.client.log_inputs(run_id, inputs)
 
     def _experiment_id(self, name: str) -> str:
+        """The id of an experiment, which is made where there is none; asked for once."""
+        if name not in self._experiments:
+            self._experiments[name] = self._found_or_made(name)
+        return self._experiments[name]
+
+    def _found_or_made(self, name: str) -> str:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             try:
