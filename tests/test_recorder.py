@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import layerlab
 from helpers import TINY
@@ -22,7 +24,7 @@ from layerlab import journal
 from layerlab.export import build_model
 from layerlab.reference import initial_params
 from layerlab.report import Observer
-from layerlab.tracking import Recorder, RunInfo, delivery
+from layerlab.tracking import Recorder, RunInfo, delivery, talk
 from layerlab.tracking.bulk import POINTS_AT_ONCE
 from layerlab.tracking.delivery import POINTS_A_CALL, Delivery
 from layerlab.tracking.store import Store
@@ -167,7 +169,8 @@ def test_a_model_whose_answer_was_lost_is_there_once(
 
 
 def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tags, losses and figures that follow upon each other are one call of MLflow's, however many."""
+    """Tags, losses and figures are one call of MLflow's, however many, also where a model is among them."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # all of it is sent at the end
     store = Store()
     kept = store.start_run(INFO)
     calls: list[Any] = []
@@ -183,12 +186,14 @@ def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: p
         kept,
         {"tags": {"device": "cpu"}},
         journal.series("loss", 0, np.arange(1500.0), 1e9, 1e-4),
+        MODEL,
         {"metrics": {"val": 0.5}, "step": 1500, "time": 1},
         {"tags": tags},
     )
     assert kept.end("FINISHED", None) is None
     assert len(calls) == 1
     run = client.get_run(kept.run_id)
+    assert len(run.outputs.model_outputs) == 1
     assert {"device": "cpu", **tags}.items() <= run.data.tags.items()
     assert (run.data.metrics, run.info.status) == ({"loss": 1499.0, "val": 0.5}, "FINISHED")
     assert len(history(client, kept.run_id, "loss")) == 1500
@@ -207,6 +212,56 @@ def test_points_that_are_refused_take_no_tags_along(folder: Path, client: Any) -
     assert len(run.outputs.model_outputs) == 1
 
 
+def test_a_model_that_is_refused_takes_no_points_along(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those before it and after it are in the store, and are not said to be missing; it can be sent later."""
+    store = Store()
+    kept = store.start_run(INFO)
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise MlflowException("no models here", error_code=INVALID_PARAMETER_VALUE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, "create_logged_model", refuses)
+        figures = {"metrics": {"val": 0.5}, "step": 5, "time": 1}
+        append(kept, journal.series("loss", 0, np.ones(5), 1e9, 1e-4), MODEL, figures)
+        unsent = kept.end("FINISHED", None)
+    assert unsent is not None
+    assert (unsent.points, unsent.reason) == (0, "MlflowException: no models here")
+    run = client.get_run(kept.run_id)
+    assert (run.data.metrics, run.info.status) == ({"loss": 1.0, "val": 0.5}, "FINISHED")
+    assert Store().deliver(Path(unsent.path)) is None
+    assert len(client.get_run(kept.run_id).outputs.model_outputs) == 1
+    assert len(history(client, kept.run_id, "loss")) == 5
+
+
+def test_entries_keep_their_places_around_an_end(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ended and went on: nothing of the second part is sent before the first has ended."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # all of it is sent at the end
+    store = Store()
+    kept = store.start_run(INFO)
+    said: list[str] = []
+    for name in ("log_batch", "log_text", "update_run", "set_terminated"):
+        method = getattr(store.client, name)
+
+        def noted(*arguments: Any, name: str = name, method: Any = method, **named: Any) -> None:
+            said.append(name)
+            method(*arguments, **named)
+
+        monkeypatch.setattr(store.client, name, noted)
+    loss = [journal.series("loss", 5 * i, np.ones(5), 1e9, 1e-4) for i in range(3)]
+    texts = [{"text": "", "name": f"{i}.txt"} for i in range(2)]
+    append(kept, loss[0], texts[0], loss[1], texts[1])
+    append(kept, journal.finish("KILLED", None), {"running": True}, loss[2])
+    assert kept.end("FINISHED", None) is None
+    first = ["log_batch", "log_text", "log_text", "set_terminated"]
+    assert said == [*first, "update_run", "log_batch", "set_terminated"]
+    assert len(history(client, kept.run_id, "loss")) == 15
+
+
 @pytest.mark.parametrize("damaged", ["nonsense", '{"tags": null}', '{"tags": {"a": 1}}', '{"metrics": 1}'])
 def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client: Any, damaged: str) -> None:
     """The entries before it are whole; it is told, and the journal stays."""
@@ -220,6 +275,28 @@ def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client
     assert client.get_run(kept.run_id).data.tags["device"] == "cpu"
     assert len(history(client, kept.run_id, "loss")) == 5
     assert journal.journals() == [journal.path_of(kept.run_id)]
+
+
+def test_a_process_that_was_started_early_is_taken_or_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wants one first gets it; one that was asked nothing, as its command was refused, is gone."""
+    monkeypatch.setattr(talk, "_warm", [])
+    talk.start_early()
+    talk.start_early()
+    (early,) = talk._warm
+    assert talk.acquire() is early
+    assert talk._warm == []
+    early.leave()
+    early.ended(timeout=60)
+    assert early._popen.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}/mlflow.db", "http://127.0.0.1:1"])
+def test_what_is_expected_is_not_touched(empty_folder: Path, uri: str) -> None:
+    """Modules are imported; no database is made, and no server asked."""
+    with Recorder() as recorder:
+        recorder.expect(uri.format(empty_folder), models=True)
+        recorder._result(recorder._call("close", "nothing is open"))  # one after the other: it was answered
+    assert not list(empty_folder.iterdir())
 
 
 def test_half_a_message_is_the_last_one(empty_folder: Path) -> None:

@@ -68,6 +68,7 @@ def run(
         # The recording process imports MLflow while this one imports torch, and opens the store, once nothing
         # is left to refuse, while this one imports Lightning.
         with OfflineRecorder() if offline else Recorder() as recorder:
+            recorder.expect(tracking_uri, models=spec.export)
             with collector_paused():
                 jobs = planning.assign(spec, rows, prepared, observer.stage)
                 stop.check()

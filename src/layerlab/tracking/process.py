@@ -18,7 +18,8 @@ from layerlab import startup
 from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
-from layerlab.storeuri import scrubbed
+from layerlab.storeuri import is_database, scrubbed
+from layerlab.tracking import loggedmodel
 from layerlab.tracking.opening import take_over
 
 if TYPE_CHECKING:
@@ -37,9 +38,17 @@ class Recording:
     """The store that is open, and the run that is being recorded."""
 
     def __init__(self) -> None:
+        self.is_open = False
         self._store: Store
         self._uri = ""
         self._delivery: Delivery | None = None
+
+    def expect(self, uri: str, models: bool) -> None:
+        """Imports what opening a store needs, and keeping models."""
+        if is_database(uri):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 -- imported for the time it takes
+        if models:
+            loggedmodel.prepare()
 
     def open(self, uri: str, experiment: str | None, folder: str, environment: dict[str, str]) -> None:
         """Opens a store as the trainer would: in its folder, with its environment.
@@ -55,6 +64,7 @@ class Recording:
         from layerlab.tracking.store import Store
 
         self._store = Store(uri)
+        self.is_open = True
         if experiment is not None:
             self._store.refuse_deleted(experiment)
 
@@ -149,8 +159,9 @@ def main() -> None:
         # Imported while the trainer imports what it needs, before it asks for anything.
         import layerlab.tracking.store  # noqa: F401 -- imported for the time it takes
 
-        # The first is to open a store: importing the rest of MLflow, and migrations.
-        more = _answered(recording, answers)
+        # Until a store is open: that is the rest of MLflow, and migrations.
+        while (more := _answered(recording, answers)) and not recording.is_open:
+            pass
     while more:
         more = _answered(recording, answers)
     recording.close(GONE)

@@ -48,6 +48,15 @@ class Recorder:
     def __exit__(self, *exc_info: object) -> None:
         give_back(self._process)
 
+    def expect(self, uri: str | None, *, models: bool) -> None:
+        """Has imported what opening a store will need, and keeping models; returns at once.
+
+        Args:
+            uri: As in `open`. Nothing is touched.
+            models: Whether there will be any.
+        """
+        self._call("expect", resolve_uri(uri), models)
+
     def open(self, uri: str | None, experiment: str | None = None) -> None:
         """Has a store opened; returns at once.
 
@@ -157,6 +166,9 @@ class OfflineRecorder:
 
     def __exit__(self, *exc_info: object) -> None:
         """Leaves nothing behind."""
+
+    def expect(self, uri: str | None, *, models: bool) -> None:
+        """There is nothing to import."""
 
     def open(self, uri: str | None, experiment: str | None = None) -> None:  # noqa: ARG002 -- as `Recorder.open`
         """Notes the store that the runs are meant for."""
