@@ -259,7 +259,7 @@ def test_a_sweep_over_sizes_from_the_command_line(folder: Path, layerlab_cli: An
     flags = ["--hidden", "2,4", "--batch-size", "3,9", "--d-in", "5", "--d-out", "2"]
     quick = ["--rounds", 1, "--seconds", 0.01, "--mode", "bare"]
     result = layerlab_cli("bench", "tensors", *flags, *quick, "--json")
-    assert result.code == 0, result.stderr
+    assert (result.code, result.stderr) == (0, "4 problems: 1 rounds\n")
     report = json.loads(result.stdout)
     sizes = [(config["batch_size"], config["hidden"]) for config in report["configs"]]
     assert sizes == [(3, 2), (3, 4), (9, 2), (9, 4)]
@@ -589,7 +589,7 @@ def test_an_interrupt_leaves_a_killed_run_and_no_process(folder: Path, client: A
     """A signal between two rounds: the workers are gone, the record says so."""
 
     class Stops(Observer):
-        def started(self, tier: str, steps: int) -> None:
+        def measuring(self, what: str, rounds: int) -> None:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):

@@ -104,6 +104,18 @@ class Progress(Observer):
             if run.hint:
                 _say(f"hint: {one_line(run.hint)}")
 
+    def measuring(self, what: str, rounds: int) -> None:
+        """A bench begins its rounds."""
+        if self._bar is not None:
+            self._bar.reset(self._task, total=rounds, description=what, loss="")
+        elif not self._silent:
+            _say(f"{what}: {rounds} rounds")
+
+    def measured(self, rounds: int) -> None:
+        """So many rounds are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=rounds)
+
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 -- progress goes to stderr

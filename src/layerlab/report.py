@@ -104,6 +104,12 @@ class Observer:
     def finished(self, run: RunReport) -> None:
         """A run ended, in whatever way."""
 
+    def measuring(self, what: str, rounds: int) -> None:
+        """A bench begins its rounds."""
+
+    def measured(self, rounds: int) -> None:
+        """So many rounds are done."""
+
 
 def json_safe(value: Any) -> Any:
     """The value with None for every number that JSON has no word for: infinities and nan."""

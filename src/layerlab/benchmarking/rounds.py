@@ -143,13 +143,13 @@ class Rounds:
         """
         sweep = [self._begin(config) for config in configs]
         label = configs[0].label if len(configs) == 1 else f"{len(configs)} problems"
-        self._observer.started(label, self._asked.rounds)
+        self._observer.measuring(label, self._asked.rounds)
         for number in range(self._asked.rounds):
             for taken in sweep:
                 self._round(number, taken)
                 if self._peers:
                     self._peers.round(number, taken.config)
-            self._observer.advanced(number + 1, float("nan"))
+            self._observer.measured(number + 1)
         for taken in sweep:
             self._end(taken)
 
