@@ -10,6 +10,7 @@ writer and points go the ordinary way.
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class BulkWriter:
     def __init__(self, store: Any, statement: str, order: Sequence[str]) -> None:
         self._store, self._statement = store, statement
         names = {"key": 0, "value": 1, "timestamp": 2, "step": 3, "is_nan": 4, "run_uuid": 5}
-        self._places = [names[column] for column in order]
+        self._in_order = itemgetter(*(names[column] for column in order))
 
     def write(self, run_id: str, points: Sequence[Point]) -> None:
         """Adds points to a run, but for those that it has.
@@ -49,8 +50,7 @@ class BulkWriter:
             is_nan = False
             if not math.isfinite(value):
                 is_nan, value = self._store.sanitize_metric_value(value)  # noqa: PLW2901 -- as MLflow stores it
-            row = (key, value, timestamp, step, is_nan, run_id)
-            rows.append(tuple(row[place] for place in self._places))
+            rows.append(self._in_order((key, value, timestamp, step, is_nan, run_id)))
         with self._store.ManagedSessionMaker(read_only=False) as session:
             session.connection().exec_driver_sql(self._statement, rows)
 

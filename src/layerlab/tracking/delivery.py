@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,8 +208,9 @@ class Delivery:
         self._progress.write(sent if self._refused is None else self._refused, self.run_id)
 
     def _together(self, parcel: _Parcel) -> None:
-        had = self._late.recorded
-        points = [point for point in parcel.points if point[3] not in had.get(point[0], Steps())]
+        points, had = parcel.points, self._late.recorded
+        if had:
+            points = [point for point in points if point[3] not in had.get(point[0], Steps())]
         tags = {} if self._late.superseded else parcel.tags
         left = len(points)
         try:
@@ -293,7 +295,7 @@ def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
     try:
         for end, entry in journal.entries(path, offset):
             points = [
-                (_NOT_IN_A_METRIC.sub("-", key), value, timestamp, step)
+                (_metric_name(key), value, timestamp, step)
                 for key, value, timestamp, step in journal.points(entry)
             ]
             tags = journal.tags(entry)
@@ -316,6 +318,12 @@ def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
         raise
     if parcel.end:
         yield parcel
+
+
+@lru_cache
+def _metric_name(key: str) -> str:
+    """A name that MLflow takes; most of them do not change, and each comes with every point."""
+    return _NOT_IN_A_METRIC.sub("-", key)
 
 
 def run_tags(tags: Mapping[str, str]) -> list[RunTag]:
