@@ -9,17 +9,17 @@ import pickle
 import signal
 import subprocess
 import sys
+import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 import layerlab
-from helpers import TINY
+from helpers import TINY, run_command
 from layerlab import journal
 from layerlab.export import build_model
 from layerlab.reference import initial_params
@@ -169,7 +169,7 @@ def test_a_model_whose_answer_was_lost_is_there_once(
 
 
 def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tags, losses and figures are one call of MLflow's, however many, also where a model is among them."""
+    """Tags, losses and figures that follow upon each other are one call of MLflow's, however many."""
     monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # all of it is sent at the end
     store = Store()
     kept = store.start_run(INFO)
@@ -186,14 +186,12 @@ def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: p
         kept,
         {"tags": {"device": "cpu"}},
         journal.series("loss", 0, np.arange(1500.0), 1e9, 1e-4),
-        MODEL,
         {"metrics": {"val": 0.5}, "step": 1500, "time": 1},
         {"tags": tags},
     )
     assert kept.end("FINISHED", None) is None
     assert len(calls) == 1
     run = client.get_run(kept.run_id)
-    assert len(run.outputs.model_outputs) == 1
     assert {"device": "cpu", **tags}.items() <= run.data.tags.items()
     assert (run.data.metrics, run.info.status) == ({"loss": 1499.0, "val": 0.5}, "FINISHED")
     assert len(history(client, kept.run_id, "loss")) == 1500
@@ -210,56 +208,6 @@ def test_points_that_are_refused_take_no_tags_along(folder: Path, client: Any) -
     run = client.get_run(kept.run_id)
     assert (run.data.tags["device"], run.data.metrics, run.info.status) == ("cpu", {}, "FINISHED")
     assert len(run.outputs.model_outputs) == 1
-
-
-def test_a_model_that_is_refused_takes_no_points_along(
-    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those before it and after it are in the store, and are not said to be missing; it can be sent later."""
-    store = Store()
-    kept = store.start_run(INFO)
-
-    def refuses(*_: Any, **__: Any) -> None:
-        raise MlflowException("no models here", error_code=INVALID_PARAMETER_VALUE)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.client, "create_logged_model", refuses)
-        figures = {"metrics": {"val": 0.5}, "step": 5, "time": 1}
-        append(kept, journal.series("loss", 0, np.ones(5), 1e9, 1e-4), MODEL, figures)
-        unsent = kept.end("FINISHED", None)
-    assert unsent is not None
-    assert (unsent.points, unsent.reason) == (0, "MlflowException: no models here")
-    run = client.get_run(kept.run_id)
-    assert (run.data.metrics, run.info.status) == ({"loss": 1.0, "val": 0.5}, "FINISHED")
-    assert Store().deliver(Path(unsent.path)) is None
-    assert len(client.get_run(kept.run_id).outputs.model_outputs) == 1
-    assert len(history(client, kept.run_id, "loss")) == 5
-
-
-def test_entries_keep_their_places_around_an_end(
-    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run that ended and went on: nothing of the second part is sent before the first has ended."""
-    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # all of it is sent at the end
-    store = Store()
-    kept = store.start_run(INFO)
-    said: list[str] = []
-    for name in ("log_batch", "log_text", "update_run", "set_terminated"):
-        method = getattr(store.client, name)
-
-        def noted(*arguments: Any, name: str = name, method: Any = method, **named: Any) -> None:
-            said.append(name)
-            method(*arguments, **named)
-
-        monkeypatch.setattr(store.client, name, noted)
-    loss = [journal.series("loss", 5 * i, np.ones(5), 1e9, 1e-4) for i in range(3)]
-    texts = [{"text": "", "name": f"{i}.txt"} for i in range(2)]
-    append(kept, loss[0], texts[0], loss[1], texts[1])
-    append(kept, journal.finish("KILLED", None), {"running": True}, loss[2])
-    assert kept.end("FINISHED", None) is None
-    first = ["log_batch", "log_text", "log_text", "set_terminated"]
-    assert said == [*first, "update_run", "log_batch", "set_terminated"]
-    assert len(history(client, kept.run_id, "loss")) == 15
 
 
 @pytest.mark.parametrize("damaged", ["nonsense", '{"tags": null}', '{"tags": {"a": 1}}', '{"metrics": 1}'])
@@ -290,13 +238,42 @@ def test_a_process_that_was_started_early_is_taken_or_killed(monkeypatch: pytest
     assert early._popen.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("uri", ["sqlite:///{}/mlflow.db", "http://127.0.0.1:1"])
-def test_what_is_expected_is_not_touched(empty_folder: Path, uri: str) -> None:
-    """Modules are imported; no database is made, and no server asked."""
-    with Recorder() as recorder:
-        recorder.expect(uri.format(empty_folder), models=True)
-        recorder._result(recorder._call("close", "nothing is open"))  # one after the other: it was answered
-    assert not list(empty_folder.iterdir())
+def test_a_command_that_is_refused_has_asked_it_nothing(
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever there is to refuse, also once torch is imported: the process can go, or serve the next run."""
+    monkeypatch.setattr(talk, "_warm", [])
+    for harmless in (["--print-config"], ["--offline", "--plugin", "nope"]):
+        layerlab_cli("run", *harmless)
+        assert talk._warm == []
+    for refused in (["--steps", -1], ["--plugin", "numpy", "--accelerator", "gpu"]):
+        assert layerlab_cli("run", *refused).code == 2
+        (process,) = talk._warm
+        assert process.usable
+        assert not process._asked
+    process.leave()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="nobody tells who is whose")
+def test_a_command_that_is_refused_leaves_no_process(empty_folder: Path) -> None:
+    """It started one at once; none outlives it."""
+    mark = uuid.uuid4().hex
+    result = run_command("run", "--steps", -1, cwd=empty_folder, env={"MARK": mark})
+    assert result.code == 2
+    left = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # somebody else's, or over by now
+            left += [file] * (mark.encode() in file.read_bytes())
+    assert left == []
+
+
+def test_a_run_is_a_call_an_artifact_and_an_end(empty_folder: Path) -> None:
+    """What a short run writes has one other entry among points and tags, and that is the last but one."""
+    layerlab.run(plugin=["nn"], offline=True, **TINY)
+    (path,) = journal.journals()
+    parcels = list(delivery._parcels(path, 0, POINTS_A_CALL))
+    assert [next(iter(parcel.entry or {"": 0})) for parcel in parcels] == ["", "model", "finish"]
+    assert {"loss", "seconds/export", "onnx/max_abs_diff"} <= {point[0] for point in parcels[0].points}
 
 
 def test_half_a_message_is_the_last_one(empty_folder: Path) -> None:

@@ -79,6 +79,7 @@ class Execution:
         )
         self._began = self._lapped = self._took = 0.0
         self._closing: Closing | None = None
+        self._logged = set[str]()
 
     def execute(self, began: float, settle: Callable[[], None]) -> None:
         """Trains and exports; whatever happens, the record is closed with a true status.
@@ -260,17 +261,26 @@ class Execution:
                     **({"classes": dataset.classes} if dataset.classes else {}),
                 },
             )
-            record.log_model(exported.proto.SerializeToString(), _file_name(job.row.name), self.report.steps)
             record.set_tags({"layerlab.onnx": str(exported.path)})
             record.log_metrics(self.report.steps, {"onnx/max_abs_diff": exported.max_abs_diff})
             self.report.onnx = exported.as_dict()
         finally:
             self._lap("export")
+        self._log_seconds(record)  # before the model, which parts what could go out in one call
+        record.log_model(exported.proto.SerializeToString(), _file_name(job.row.name), self.report.steps)
 
     def _lap(self, part: str) -> None:
         now = time.perf_counter()
         self.report.seconds[part] = round(now - self._lapped, 6)
         self._lapped = now
+
+    def _log_seconds(self, record: Record) -> None:
+        """Records what the parts took that are over, each once."""
+        parts = [part for part in self.report.seconds if part not in self._logged]
+        record.log_metrics(
+            self.report.steps, {f"seconds/{part}": self.report.seconds[part] for part in parts}
+        )
+        self._logged.update(parts)
 
     def _close(self, record: Record, status: Status, error: BaseException | None) -> None:
         report = self.report
@@ -280,10 +290,9 @@ class Execution:
                 str(error) if isinstance(error, LayerlabError) else f"{type(error).__name__}: {error}"
             )
             report.hint = getattr(error, "hint", None)
-        seconds = {f"seconds/{part}": took for part, took in report.seconds.items()}
         with self.stop.held():
             with suppress(JournalError):  # then it is the reason for which the run ends
-                record.log_metrics(report.steps, seconds)
+                self._log_seconds(record)
             self._closing = record.finish(status, report.error)
         self._took = time.perf_counter() - self._began
 

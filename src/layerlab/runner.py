@@ -68,11 +68,10 @@ def run(
         # The recording process imports MLflow while this one imports torch, and opens the store, once nothing
         # is left to refuse, while this one imports Lightning.
         with OfflineRecorder() if offline else Recorder() as recorder:
-            recorder.expect(tracking_uri, models=spec.export)
             with collector_paused():
                 jobs = planning.assign(spec, rows, prepared, observer.stage)
                 stop.check()
-                recorder.open(tracking_uri, spec.experiment)
+                recorder.open(tracking_uri, spec.experiment, models=spec.export)
                 observer.stage("loading torch and Lightning")
                 importlib.import_module("layerlab.training")
                 if spec.export:  # while the store is opened

@@ -13,7 +13,6 @@ from layerlab.errors import TrackingError, one_line
 DEFAULT_URI = "sqlite:///mlflow.db"
 # A server that takes no connection in so many seconds is not there.
 SECONDS_TO_CONNECT = 4.0
-_DATABASES = {"sqlite", "postgresql", "mysql", "mssql"}
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
@@ -26,11 +25,6 @@ def with_credentials(shown: str, given: str | None) -> str:
     """The URI of a store that is known without its credentials, which only the user has."""
     asked = resolve_uri(given)
     return asked if given or without_credentials(asked) == shown else shown
-
-
-def is_database(uri: str) -> bool:
-    """Whether a store is a database, which whoever writes to it opens by itself."""
-    return urlsplit(uri).scheme.partition("+")[0] in _DATABASES
 
 
 def is_own(shown: str) -> bool:

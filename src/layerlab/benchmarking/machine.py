@@ -91,8 +91,9 @@ class Peak:
             self._before = torch.cuda.memory_allocated(device)
             return
         try:
-            _give_back()
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
+            with Path("/proc/self/clear_refs").open("w", encoding="ascii") as marks:  # see proc(5)
+                _give_back()
+                marks.write("5")
         except OSError:
             self._before = _highest()
         else:

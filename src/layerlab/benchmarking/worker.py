@@ -143,6 +143,7 @@ class Worker:
             return tier.params()
 
         loop(few)
+        tier.params()  # as at the end, where the memory for it should not be new
         fault = changed(self._settings)
         self._overwrite((x, y), problem)
         ends: list[Params] = []

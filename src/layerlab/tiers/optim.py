@@ -2,7 +2,7 @@
 
 An optimizer owns the rule of the update and what it must remember: Adam keeps two running means for every
 parameter (Kingma and Ba, https://arxiv.org/abs/1412.6980) and gives each parameter a step size of its own.
-Written as tensor operations that rule is ten passes over memory; who owns all of it can make it one.
+Written as tensor operations that rule is seven passes over memory; who owns all of it can make it one.
 """
 
 from __future__ import annotations

@@ -44,10 +44,8 @@ POINTS_A_CALL = 1000  # MLflow's limit
 SECONDS_BETWEEN_CALLS = 1.0
 # A store that fails is asked again after so long, twice as long each time, and at last once in so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
-# Points and tags share calls, and go out before an artifact among them: only what ends a run, or has it go
-# on, has to keep its place.
-_TOGETHER = {"header", "series", "metrics", "tags"}
-_IN_ORDER = {"running", "finish"}
+# Entries between which the order does not matter: neighbours of these kinds may share a call.
+_ANY_ORDER = {"header", "series", "metrics", "tags"}
 # What MLflow does not take in the name of a metric.
 _NOT_IN_A_METRIC = re.compile(r"[^\w .:/-]")
 
@@ -67,20 +65,18 @@ class Late:
 
 @dataclass
 class _Parcel:
-    """Neighbouring entries of a journal whose order does not matter: points and tags go out in one call.
+    """Neighbouring entries of a journal that go out together.
 
     Attributes:
         points: Their points.
         tags: Their tags.
-        entry: The one among them that goes out by itself, after these.
-        at: Where it begins.
+        entry: Or one entry that goes out alone.
         end: Where the last of them ends.
     """
 
     points: list[Point] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     entry: Entry | None = None
-    at: int = 0
     end: int = 0
 
 
@@ -119,9 +115,8 @@ class Delivery:
         self._sent, _ = self._progress.read()
         # Whether the store may have some of it already: sent by somebody else, or its answer was lost.
         self._unsure = not new
-        # Where the first entry is that was refused: all before it is in the store; and how many points were.
+        # Where the first entry is that was refused; all before it is in the store.
         self._refused: int | None = None
-        self._missing = 0
         self.reason: str | None = None
         self._pause, self._not_before = FIRST_PAUSE, 0.0
         # The last entry, where the disk does not take it.
@@ -160,9 +155,9 @@ class Delivery:
         return f"{type(error).__name__}: {without_secrets(error, self._uri)}"
 
     def _unsent(self, reason: str) -> Unsent:
+        sent = self._sent if self._refused is None else self._refused
         try:
-            points = self._missing + journal.count_points(self._journal.path, self._sent)
-            return Unsent(points, str(self._journal.shown), reason)
+            return Unsent(journal.count_points(self._journal.path, sent), str(self._journal.shown), reason)
         except (JournalError, FileNotFoundError):
             return Unsent(0, "", reason)
 
@@ -185,11 +180,9 @@ class Delivery:
         """Sends all that is there, until it is done or the store fails."""
         try:
             for parcel in _parcels(self._journal.path, self._sent, self._most):
-                self._together(parcel)
-                if parcel.entry is not None:
-                    self._note(parcel.at)
-                    self._alone(parcel.entry)
-                self._note(parcel.end)
+                self._offer(parcel)
+                self._sent = parcel.end
+                self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
         except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
             self.reason, self._unsure = self._why(error), True
             self._not_before = time.monotonic() + self._pause
@@ -203,38 +196,26 @@ class Delivery:
     def _most(self) -> int:
         return POINTS_AT_ONCE if self._bulk else POINTS_A_CALL
 
-    def _note(self, sent: int) -> None:
-        self._sent = sent
-        self._progress.write(sent if self._refused is None else self._refused, self.run_id)
-
-    def _together(self, parcel: _Parcel) -> None:
+    def _offer(self, parcel: _Parcel) -> None:
         points, had = parcel.points, self._late.recorded
         if had:
             points = [point for point in points if point[3] not in had.get(point[0], Steps())]
         tags = {} if self._late.superseded else parcel.tags
-        left = len(points)
         try:
-            while left:
-                some = points[-left:][: self._most]
-                self._send(some, tags)
-                left, tags = left - len(some), {}
+            for start in range(0, len(points), self._most):
+                self._send(points[start : start + self._most], tags)
+                tags = {}
             if tags:
                 self._send_by_mlflow([], tags)
+            if parcel.entry is not None and not self._late.superseded:
+                self._apply(parcel.entry)
         except MlflowException as error:
             self._refusal(error)
-            self._missing += left
             if points and tags:  # what is wrong with the points is not wrong with these
                 try:
                     self._send_by_mlflow([], tags)
                 except MlflowException as again:
                     self._refusal(again)
-
-    def _alone(self, entry: Entry) -> None:
-        if not self._late.superseded:
-            try:
-                self._apply(entry)
-            except MlflowException as error:
-                self._refusal(error)
 
     def _refusal(self, error: MlflowException) -> None:
         """Passes over what the store refuses for good, and raises what it may take later."""
@@ -290,7 +271,7 @@ class Delivery:
 
 
 def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
-    """The entries of a journal, put together up to what one call takes, and with one other entry at most."""
+    """The entries of a journal, with points and tags put together up to what one call takes."""
     parcel = _Parcel()
     try:
         for end, entry in journal.entries(path, offset):
@@ -299,24 +280,21 @@ def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
                 for key, value, timestamp, step in journal.points(entry)
             ]
             tags = journal.tags(entry)
-            alone, in_order = not _TOGETHER & entry.keys(), bool(_IN_ORDER & entry.keys())
-            full = bool(parcel.points) and len(parcel.points) + len(points) > most
-            if parcel.end and (in_order or full or (alone and parcel.entry is not None)):
+            alone = not _ANY_ORDER & entry.keys()
+            if (parcel.points or parcel.tags) and (alone or len(parcel.points) + len(points) > most):
                 yield parcel
                 parcel = _Parcel()
             if alone:
-                parcel.entry, parcel.at = entry, offset
-            parcel.points += points
-            parcel.tags |= tags
-            parcel.end = offset = end
-            if in_order:
-                yield parcel
-                parcel = _Parcel()
+                yield _Parcel(entry=entry, end=end)
+            else:
+                parcel.points += points
+                parcel.tags |= tags
+                parcel.end = end
     except JournalError:  # what comes before an entry that is damaged is whole
-        if parcel.end:
+        if parcel.points or parcel.tags:
             yield parcel
         raise
-    if parcel.end:
+    if parcel.points or parcel.tags:
         yield parcel
 
 

@@ -18,7 +18,7 @@ from layerlab import startup
 from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
-from layerlab.storeuri import is_database, scrubbed
+from layerlab.storeuri import scrubbed
 from layerlab.tracking import loggedmodel
 from layerlab.tracking.opening import take_over
 
@@ -38,19 +38,14 @@ class Recording:
     """The store that is open, and the run that is being recorded."""
 
     def __init__(self) -> None:
-        self.is_open = False
         self._store: Store
+        self._models = False
         self._uri = ""
         self._delivery: Delivery | None = None
 
-    def expect(self, uri: str, models: bool) -> None:
-        """Imports what opening a store needs, and keeping models."""
-        if is_database(uri):
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 -- imported for the time it takes
-        if models:
-            loggedmodel.prepare()
-
-    def open(self, uri: str, experiment: str | None, folder: str, environment: dict[str, str]) -> None:
+    def open(
+        self, uri: str, experiment: str | None, folder: str, environment: dict[str, str], models: bool
+    ) -> None:
         """Opens a store as the trainer would: in its folder, with its environment.
 
         Raises:
@@ -64,7 +59,7 @@ class Recording:
         from layerlab.tracking.store import Store
 
         self._store = Store(uri)
-        self.is_open = True
+        self._models = models
         if experiment is not None:
             self._store.refuse_deleted(experiment)
 
@@ -124,6 +119,12 @@ class Recording:
                 leave_note(path.stem, kind(header(path)))
             self.finish("KILLED", reason)
 
+    def get_ready(self) -> None:
+        """Imports what will keep models, while the trainer still imports what it needs."""
+        if self._models:
+            with suppress(ImportError):  # told when there is a model
+                loggedmodel.prepare()
+
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         """Does what a message says."""
         try:
@@ -159,9 +160,9 @@ def main() -> None:
         # Imported while the trainer imports what it needs, before it asks for anything.
         import layerlab.tracking.store  # noqa: F401 -- imported for the time it takes
 
-        # Until a store is open: that is the rest of MLflow, and migrations.
-        while (more := _answered(recording, answers)) and not recording.is_open:
-            pass
+        # The first is to open a store: importing the rest of MLflow, and migrations.
+        more = _answered(recording, answers)
+        recording.get_ready()
     while more:
         more = _answered(recording, answers)
     recording.close(GONE)

@@ -48,21 +48,13 @@ class Recorder:
     def __exit__(self, *exc_info: object) -> None:
         give_back(self._process)
 
-    def expect(self, uri: str | None, *, models: bool) -> None:
-        """Has imported what opening a store will need, and keeping models; returns at once.
-
-        Args:
-            uri: As in `open`. Nothing is touched.
-            models: Whether there will be any.
-        """
-        self._call("expect", resolve_uri(uri), models)
-
-    def open(self, uri: str | None, experiment: str | None = None) -> None:
+    def open(self, uri: str | None, experiment: str | None = None, *, models: bool = False) -> None:
         """Has a store opened; returns at once.
 
         Args:
             uri: As MLflow writes it; None: ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder.
             experiment: Refused if it is deleted; None: nothing is begun there.
+            models: Whether there will be any: what keeps them is imported as soon as the store is open.
 
         Raises:
             TrackingError: There is no server.
@@ -71,7 +63,7 @@ class Recorder:
         refuse_unclear(self.uri)
         self.shown_uri = without_credentials(self.uri)
         refuse_unreachable(self.uri)
-        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment())
+        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment(), models)
 
     def opened(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until the store is open.
@@ -167,10 +159,7 @@ class OfflineRecorder:
     def __exit__(self, *exc_info: object) -> None:
         """Leaves nothing behind."""
 
-    def expect(self, uri: str | None, *, models: bool) -> None:
-        """There is nothing to import."""
-
-    def open(self, uri: str | None, experiment: str | None = None) -> None:  # noqa: ARG002 -- as `Recorder.open`
+    def open(self, uri: str | None, experiment: str | None = None, *, models: bool = False) -> None:  # noqa: ARG002 -- as `Recorder.open`
         """Notes the store that the runs are meant for."""
         self.uri = resolve_uri(uri)
         refuse_unclear(self.uri)

@@ -341,7 +341,7 @@ class Store:
                 self.client.log_inputs(run_id, inputs)
 
     def _experiment_id(self, name: str) -> str:
-        """The id of an experiment, which is made where there is none; asked for once."""
+        """The id of an experiment, which is made where there is none; asked for once by all runs."""
         if name not in self._experiments:
             self._experiments[name] = self._found_or_made(name)
         return self._experiments[name]

@@ -127,8 +127,8 @@ def start_early() -> None:
     Importing MLflow and making a database takes longer than all that a training imports: the sooner it
     begins, the sooner there is a run.
     """
-    with _lock, suppress(OSError):  # whoever needs it is told
-        if not _warm:
+    with _lock, suppress(OSError, RuntimeError):  # no processes, no threads: whoever needs it is told
+        if not any(process.usable for process in _warm):
             _warm.append(Process())
 
 
