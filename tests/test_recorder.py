@@ -9,8 +9,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import uuid
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ import numpy as np
 import pytest
 
 import layerlab
-from helpers import TINY, run_command
+from helpers import TINY
 from layerlab import journal
 from layerlab.export import build_model
 from layerlab.reference import initial_params
 from layerlab.report import Observer
-from layerlab.tracking import Recorder, RunInfo, delivery, talk
+from layerlab.tracking import Recorder, RunInfo, delivery
 from layerlab.tracking.bulk import POINTS_AT_ONCE
 from layerlab.tracking.delivery import POINTS_A_CALL, Delivery
 from layerlab.tracking.store import Store
@@ -223,48 +221,6 @@ def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client
     assert client.get_run(kept.run_id).data.tags["device"] == "cpu"
     assert len(history(client, kept.run_id, "loss")) == 5
     assert journal.journals() == [journal.path_of(kept.run_id)]
-
-
-def test_a_process_that_was_started_early_is_taken_or_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wants one first gets it; one that was asked nothing, as its command was refused, is gone."""
-    monkeypatch.setattr(talk, "_warm", [])
-    talk.start_early()
-    talk.start_early()
-    (early,) = talk._warm
-    assert talk.acquire() is early
-    assert talk._warm == []
-    early.leave()
-    early.ended(timeout=60)
-    assert early._popen.returncode == -signal.SIGKILL
-
-
-def test_a_command_that_is_refused_has_asked_it_nothing(
-    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever there is to refuse, also once torch is imported: the process can go, or serve the next run."""
-    monkeypatch.setattr(talk, "_warm", [])
-    for harmless in (["--print-config"], ["--offline", "--plugin", "nope"]):
-        layerlab_cli("run", *harmless)
-        assert talk._warm == []
-    for refused in (["--steps", -1], ["--plugin", "numpy", "--accelerator", "gpu"]):
-        assert layerlab_cli("run", *refused).code == 2
-        (process,) = talk._warm
-        assert process.usable
-        assert not process._asked
-    process.leave()
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="nobody tells who is whose")
-def test_a_command_that_is_refused_leaves_no_process(empty_folder: Path) -> None:
-    """It started one at once; none outlives it."""
-    mark = uuid.uuid4().hex
-    result = run_command("run", "--steps", -1, cwd=empty_folder, env={"MARK": mark})
-    assert result.code == 2
-    left = []
-    for file in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # somebody else's, or over by now
-            left += [file] * (mark.encode() in file.read_bytes())
-    assert left == []
 
 
 def test_a_run_is_a_call_an_artifact_and_an_end(empty_folder: Path) -> None:

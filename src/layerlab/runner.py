@@ -71,7 +71,7 @@ def run(
             with collector_paused():
                 jobs = planning.assign(spec, rows, prepared, observer.stage)
                 stop.check()
-                recorder.open(tracking_uri, spec.experiment, models=spec.export)
+                recorder.open(tracking_uri, spec.experiment)
                 observer.stage("loading torch and Lightning")
                 importlib.import_module("layerlab.training")
                 if spec.export:  # while the store is opened

@@ -71,10 +71,6 @@ def run(
 ) -> None:
     """Train tiers, record every step in MLflow, leave checked ONNX files in ./models."""
     values = locals()  # the flags, by the names that the spec knows them by
-    if not offline and not print_config:
-        from layerlab.tracking import talk
-
-        talk.start_early()
     from layerlab.spec import FLAGS
 
     flags = common.given(values, FLAGS)

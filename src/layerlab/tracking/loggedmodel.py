@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -29,12 +28,6 @@ def confirm_model(client: MlflowClient, run_id: str, step: int) -> bool:
     for output in found:
         client.finalize_logged_model(output.model_id, "READY")
     return bool(found)
-
-
-def prepare() -> None:
-    """Imports what the first model that is kept would import else, while somebody waits."""
-    for name in ("onnx", "onnxruntime", "mlflow.onnx", "mlflow.pyfunc.loaders"):
-        importlib.import_module(name)
 
 
 def log_model(

@@ -19,7 +19,6 @@ from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
 from layerlab.storeuri import scrubbed
-from layerlab.tracking import loggedmodel
 from layerlab.tracking.opening import take_over
 
 if TYPE_CHECKING:
@@ -39,13 +38,10 @@ class Recording:
 
     def __init__(self) -> None:
         self._store: Store
-        self._models = False
         self._uri = ""
         self._delivery: Delivery | None = None
 
-    def open(
-        self, uri: str, experiment: str | None, folder: str, environment: dict[str, str], models: bool
-    ) -> None:
+    def open(self, uri: str, experiment: str | None, folder: str, environment: dict[str, str]) -> None:
         """Opens a store as the trainer would: in its folder, with its environment.
 
         Raises:
@@ -59,7 +55,6 @@ class Recording:
         from layerlab.tracking.store import Store
 
         self._store = Store(uri)
-        self._models = models
         if experiment is not None:
             self._store.refuse_deleted(experiment)
 
@@ -119,12 +114,6 @@ class Recording:
                 leave_note(path.stem, kind(header(path)))
             self.finish("KILLED", reason)
 
-    def get_ready(self) -> None:
-        """Imports what will keep models, while the trainer still imports what it needs."""
-        if self._models:
-            with suppress(ImportError):  # told when there is a model
-                loggedmodel.prepare()
-
     def answer(self, method: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
         """Does what a message says."""
         try:
@@ -162,7 +151,6 @@ def main() -> None:
 
         # The first is to open a store: importing the rest of MLflow, and migrations.
         more = _answered(recording, answers)
-        recording.get_ready()
     while more:
         more = _answered(recording, answers)
     recording.close(GONE)

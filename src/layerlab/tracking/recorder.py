@@ -48,13 +48,12 @@ class Recorder:
     def __exit__(self, *exc_info: object) -> None:
         give_back(self._process)
 
-    def open(self, uri: str | None, experiment: str | None = None, *, models: bool = False) -> None:
+    def open(self, uri: str | None, experiment: str | None = None) -> None:
         """Has a store opened; returns at once.
 
         Args:
             uri: As MLflow writes it; None: ``MLFLOW_TRACKING_URI``, or MLflow's own default in this folder.
             experiment: Refused if it is deleted; None: nothing is begun there.
-            models: Whether there will be any: what keeps them is imported as soon as the store is open.
 
         Raises:
             TrackingError: There is no server.
@@ -63,7 +62,7 @@ class Recorder:
         refuse_unclear(self.uri)
         self.shown_uri = without_credentials(self.uri)
         refuse_unreachable(self.uri)
-        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment(), models)
+        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment())
 
     def opened(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until the store is open.
@@ -159,7 +158,7 @@ class OfflineRecorder:
     def __exit__(self, *exc_info: object) -> None:
         """Leaves nothing behind."""
 
-    def open(self, uri: str | None, experiment: str | None = None, *, models: bool = False) -> None:  # noqa: ARG002 -- as `Recorder.open`
+    def open(self, uri: str | None, experiment: str | None = None) -> None:  # noqa: ARG002 -- as `Recorder.open`
         """Notes the store that the runs are meant for."""
         self.uri = resolve_uri(uri)
         refuse_unclear(self.uri)

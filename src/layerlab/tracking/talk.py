@@ -58,7 +58,6 @@ class Process:
         )
         self._messages: queue.Queue[Message | None] = queue.Queue(_WAITING)
         self._gone: str | None = None
-        self._asked = False
         self._thread = threading.Thread(target=self._talk, name="layerlab-recorder", daemon=True)
         self._thread.start()
 
@@ -70,15 +69,12 @@ class Process:
 
     def say(self, message: Message) -> Future[Any]:
         """Queues a message."""
-        self._asked = True
         self._messages.put(message)
         return message.answer
 
     def leave(self) -> None:
-        """Lets it end as soon as it has done what it was told: at once, if that is nothing."""
+        """Lets it end as soon as it has done what it was told."""
         if self.owner == os.getpid():
-            if not self._asked:
-                self._popen.kill()
             self._messages.put(None)
 
     def ended(self, timeout: float) -> None:
@@ -119,17 +115,6 @@ class Process:
 # Starting one takes as long as importing MLflow: the next run in this interpreter takes the last one's.
 _warm: list[Process] = []
 _lock = threading.Lock()
-
-
-def start_early() -> None:
-    """Starts a recording process for whoever wants one first.
-
-    Importing MLflow and making a database takes longer than all that a training imports: the sooner it
-    begins, the sooner there is a run.
-    """
-    with _lock, suppress(OSError, RuntimeError):  # no processes, no threads: whoever needs it is told
-        if not any(process.usable for process in _warm):
-            _warm.append(Process())
 
 
 def acquire() -> Process:
