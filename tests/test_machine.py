@@ -74,6 +74,7 @@ class TestPeak:
         del first  # glibc takes blocks of this size from the heap from now on
         below, above = self.block(), [bytes(100_000) for _ in range(10)]
         del below  # and keeps this one, as it is not the last of the heap
+        machine.give_back()
         peak = machine.Peak(torch.device("cpu"))
         held = self.block()
         assert peak.grown() > 0.95 * held.nbytes
@@ -84,4 +85,5 @@ class TestPeak:
         held = self.block()
         before = np.ones(3 * self.SIZE, dtype=np.uint8)
         del before
+        machine.give_back()
         assert machine.Peak(torch.device("cpu")).grown() < 0.5 * held.nbytes

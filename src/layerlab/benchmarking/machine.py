@@ -77,8 +77,21 @@ def settle() -> None:
         time.sleep(_SPINNING)
 
 
+def give_back() -> None:
+    """Has garbage collected, and the allocator give back what it keeps of freed memory.
+
+    glibc keeps freed blocks of up to 32 MB in the process, see malloc_trim(3) and M_MMAP_THRESHOLD in
+    mallopt(3). Whoever gets such a block again holds memory, and the process does not grow; and where a
+    round's tensors lie would depend on the rounds before it.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class Peak:
-    """The most memory that is held from here on beyond what is held now.
+    """The most memory that is held from here on beyond what is held now; made after `give_back`.
 
     On CUDA that of the tensors. On Linux the pages of the process, whose high-water mark is put back here.
     Where that cannot be done, only what goes beyond the highest mark of the process's life is seen.
@@ -91,9 +104,7 @@ class Peak:
             self._before = torch.cuda.memory_allocated(device)
             return
         try:
-            with Path("/proc/self/clear_refs").open("w", encoding="ascii") as marks:  # see proc(5)
-                _give_back()
-                marks.write("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # see proc(5)
         except OSError:
             self._before = _highest()
         else:
@@ -104,18 +115,6 @@ class Peak:
         if self._device.type == "cuda":
             return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
         return max(0, (_status("VmHWM") or _highest()) - self._before)
-
-
-def _give_back() -> None:
-    """Has the allocator give back what it keeps of freed memory.
-
-    glibc's keeps freed blocks of up to 32 MB in the process, see malloc_trim(3) and M_MMAP_THRESHOLD in
-    mallopt(3). Whoever gets such a block again holds memory, and the process does not grow.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _highest() -> int:

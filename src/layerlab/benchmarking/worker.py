@@ -15,7 +15,7 @@ import torch
 from layerlab import registry
 from layerlab.benchmarking.audit import KNOWN, audit_steps
 from layerlab.benchmarking.floor import products
-from layerlab.benchmarking.machine import Peak, changed, machine, settings, settle
+from layerlab.benchmarking.machine import Peak, changed, give_back, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.conformance import check
@@ -219,6 +219,7 @@ class Worker:
         )
 
         def turn() -> None:
+            module.tier.params()  # as in the bare loop
             self._overwrite((module.batches.x, module.batches.y), problem)
 
         def end() -> Params:
@@ -255,6 +256,7 @@ class Worker:
             recipe=recipe,
             bias=recipe.bias and self.tier_class.supports_bias,
         )
+        give_back()
         settle()
         return problem
 

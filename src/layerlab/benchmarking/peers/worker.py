@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerlab.benchmarking.machine import settle
+from layerlab.benchmarking.machine import give_back, settle
 from layerlab.benchmarking.peers import PEERS
 from layerlab.benchmarking.peers.job import Job
 from layerlab.benchmarking.problem import TimedProblem
@@ -74,6 +74,7 @@ class PeerWorker:
             self.device,
             self.folder,
         )
+        give_back()
         settle()
         made = self.script.train(job)
         if not job.begun == job.steps == len(made.losses):
