@@ -276,11 +276,9 @@ class Execution:
 
     def _log_seconds(self, record: Record) -> None:
         """Records what the parts took that are over, each once."""
-        parts = [part for part in self.report.seconds if part not in self._logged]
-        record.log_metrics(
-            self.report.steps, {f"seconds/{part}": self.report.seconds[part] for part in parts}
-        )
-        self._logged.update(parts)
+        new = {part: took for part, took in self.report.seconds.items() if part not in self._logged}
+        record.log_metrics(self.report.steps, {f"seconds/{part}": took for part, took in new.items()})
+        self._logged.update(new)
 
     def _close(self, record: Record, status: Status, error: BaseException | None) -> None:
         report = self.report
