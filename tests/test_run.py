@@ -245,8 +245,8 @@ def test_precisions_train_and_export(folder: Path, precision: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tier", BUILTINS[1:])
-def test_cuda_computes_what_the_cpu_computes(folder: Path, tier: str) -> None:
-    """On CUDA the same first losses come out, the device is recorded, and the file passes the gate."""
+def test_cuda_computes_what_the_cpu_computes(folder: Path, client: Any, tier: str) -> None:
+    """On CUDA the same losses come out, replayed or not, which is recorded, and the file passes the gate."""
     import torch
 
     if not torch.cuda.is_available():
@@ -256,3 +256,7 @@ def test_cuda_computes_what_the_cpu_computes(folder: Path, tier: str) -> None:
     assert (on_gpu.status, on_gpu.device) == ("FINISHED", "cuda:0")
     assert on_gpu.first_loss == pytest.approx(on_cpu.first_loss, rel=1e-4)
     assert on_gpu.final_loss == pytest.approx(on_cpu.final_loss, rel=1e-2)
+    tags = client.get_run(on_gpu.run_id).data.tags
+    assert tags["layerlab.device_name"] == torch.cuda.get_device_name()
+    assert tags["layerlab.replayed"] == str(tier != "optim").lower()
+    assert "layerlab.replayed" not in client.get_run(on_cpu.run_id).data.tags

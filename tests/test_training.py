@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import BUILTINS, problem
-from layerlab import batches, registry, training
+from layerlab import batches, registry, replay, training
 from layerlab.batches import Batches
 from layerlab.errors import DivergedError, Interrupted, TierError
 from layerlab.training import TierModule, TrainingData, make_trainer
@@ -170,7 +170,7 @@ def test_no_step_waits_for_the_device(tier: str, batch_size: int, monkeypatch: p
             assert "_local_scalar_dense" not in str(func), "a tensor was read on the host"
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(training, "_loss_buffer", lambda device, dtype: torch.zeros(40, dtype=dtype))
+    monkeypatch.setattr(replay, "loss_buffer", lambda device, dtype: torch.zeros(40, dtype=dtype))
     made, sink = module(tier, batch_size=batch_size)
     with NoScalars():
         fit(made, 40)

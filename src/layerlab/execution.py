@@ -23,11 +23,13 @@ from layerlab.tracking import OfflineRecorder, RunInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
+
     from layerlab.data.dataset import Prepared
     from layerlab.planning import Job
     from layerlab.report import Status
     from layerlab.signals import StopSignals
-    from layerlab.tier import Array
+    from layerlab.tier import Array, Tier
     from layerlab.tracking import Closing, KnownRun, Record, Recorder
     from layerlab.training import TierModule
 
@@ -203,7 +205,7 @@ class Execution:
             remember(run_id, self.recorder.shown_uri)
             self._settle_others()
             self.report.run_id, self.report.device = run_id, str(trainer.strategy.root_device)
-            tags = {"layerlab.device": self.report.device, "layerlab.device_name": _device_name(trainer)}
+            tags = _device_tags(trainer.strategy.root_device, job.tier_class)
             if module.round_steps is not None:
                 tags["layerlab.round_steps"] = str(module.round_steps)  # for whoever goes on with it
             record.set_tags(tags)
@@ -361,13 +363,21 @@ def _described(error: LayerlabError, job: Job) -> LayerlabError:
     return TierError(f"tier '{job.row.name}': {error} ({context})", hint=error.hint or kept)
 
 
-def _device_name(trainer: Any) -> str:
+def _device_tags(device: torch.device, tier_class: type[Tier]) -> dict[str, str]:
+    """Where a tier runs, and on CUDA whether its steps are replayed there."""
     import torch
 
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    from layerlab.replay import replays
+
+    tags = {"layerlab.device": str(device)}
+    if device.type != "cuda":
+        return {**tags, "layerlab.device_name": f"{platform.machine()}, {torch.get_num_threads()} threads"}
+    replayed = str(replays(tier_class, device)).lower()
+    return {
+        **tags,
+        "layerlab.device_name": torch.cuda.get_device_name(device),
+        "layerlab.replayed": replayed,
+    }
 
 
 def _file_name(name: str) -> str:

@@ -110,6 +110,10 @@ class Tier(ABC):
         precisions: Which precisions it computes in, of `PRECISIONS`. "bf16-mixed" is torch's autocast: a
             tier that autocast does not reach must not claim it.
         supports_bias: Whether the layers can have biases.
+        capturable: Whether on CUDA a step may be captured in a graph once and replayed from then on, which
+            does again what the device did, at the same addresses, and nothing of what Python did. So
+            parameters, and whatever else a step leaves to the next, must be tensors that are updated in
+            place, and the loss a tensor. What is captured costs the host nothing.
         recipe: The tier's own defaults.
 
     Args:
@@ -123,6 +127,7 @@ class Tier(ABC):
     accelerators: ClassVar[frozenset[str]] = frozenset({"cpu", "gpu"})
     precisions: ClassVar[frozenset[str]] = frozenset(PRECISIONS)
     supports_bias: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
     recipe: ClassVar[Recipe]
 
     @abstractmethod
@@ -236,6 +241,8 @@ class Tier(ABC):
             return f"{cls.__name__}.recipe.init is {cls.recipe.init!r}, neither 'normal' nor 'linear'"
         if not (isinstance(cls.recipe.lr, (int, float)) and 0 < cls.recipe.lr < float("inf")):
             return f"{cls.__name__}.recipe.lr is {cls.recipe.lr!r}, not a finite number above 0"
+        if not isinstance(cls.capturable, bool):
+            return f"{cls.__name__}.capturable is {cls.capturable!r}, neither True nor False"
         for name, known in (("accelerators", ("cpu", "gpu")), ("precisions", PRECISIONS)):
             declared = getattr(cls, name)
             if not isinstance(declared, (set, frozenset)) or not declared or not declared <= set(known):

@@ -27,6 +27,7 @@ with scipy_left_out():
 
 from layerlab.batches import LONGEST_BLOCK, PREDICT_ROWS, Batches, Slices
 from layerlab.errors import DivergedError, LayerlabError, TierError
+from layerlab.replay import steps_of
 from layerlab.tier import host_copy
 from layerlab.validation import validation_metrics
 
@@ -157,7 +158,9 @@ class TierModule(pl.LightningModule):
             tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed, device=device
         )
         self._x_val = tensor(data.x_val)
-        self._losses = _loss_buffer(device, self.dtype_)
+        self._steps = steps_of(
+            self.tier, device=device, dtype=self.dtype_, in_place=self.batches.steps_per_epoch == 1
+        )
 
     def configure_optimizers(self) -> None:
         """The tier updates itself."""
@@ -172,18 +175,9 @@ class TierModule(pl.LightningModule):
 
     def training_step(self, batch: slice, batch_idx: int) -> None:  # noqa: ARG002 -- Lightning's hook
         """Runs a block of steps, then moves Lightning's counters and hands the losses on."""
-        steps, step = range(batch.start, batch.stop), self.tier.step
-        losses = self._losses
-        on_host = isinstance(losses, np.ndarray)
+        steps = range(batch.start, batch.stop)
         began, clock = time.time(), time.perf_counter()
-        i = 0
-        try:
-            for i, (x, y) in enumerate(self.batches.block(steps)):
-                loss = step(x, y)
-                losses[i] = float(loss) if on_host else loss
-            host = host_copy(losses[: len(steps)])  # waits for the device, once a block
-        except (Exception, SystemExit) as error:
-            raise TierError(f"step {batch.start + i} failed: {type(error).__name__}: {error}") from error
+        host = self._steps.run(steps, self.batches.block(steps))
         self.seconds_per_step = (time.perf_counter() - clock) / len(steps)
         self._advance(len(steps))
         finite = np.isfinite(host)
@@ -284,16 +278,6 @@ class TierModule(pl.LightningModule):
         """The step at which a block that starts at ``step`` must end at the latest."""
         every = (getattr(c, "_every_n_train_steps", 0) for c in self.trainer.checkpoint_callbacks)
         return min([self.round_end(step), *(_next_multiple(step, n) for n in every if n)])
-
-
-def _loss_buffer(device: torch.device, dtype: torch.dtype) -> Any:
-    """Where the losses of a block are kept.
-
-    On the CPU a loss is a number as soon as it is there, and a plain array keeps it for a tenth of what a
-    tensor costs. On a device nobody may wait for it.
-    """
-    buffer = torch.zeros(LONGEST_BLOCK, dtype=dtype, device=device)
-    return buffer.numpy() if device.type == "cpu" else buffer
 
 
 def _next_multiple(step: int, of: int) -> int:

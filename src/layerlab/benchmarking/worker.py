@@ -84,10 +84,7 @@ class Worker:
         return {"ok": report.ok, "said": said or f"suite {report.suite}: {', '.join(PROOF)}"}
 
     def prepare(self, sizes: list[int], seed: int) -> dict[str, Any]:
-        """Finds out how long a step of such a problem takes: the first one, and one of many.
-
-        A graph is captured in the second one, as what it launches was set up in the first.
-        """
+        """Finds out how long a step of such a problem takes: the first one, and one of many."""
         self._take(sizes)
         most = most_steps(self._sizes, self.precision)
         if "torch._dynamo" in sys.modules:

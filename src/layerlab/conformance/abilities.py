@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from layerlab.conformance.contract import everywhere
 from layerlab.conformance.lockstep import prove
 from layerlab.conformance.scorecard import Finding, NotApplicable, as_finding
 from layerlab.errors import ModelError
@@ -20,6 +23,8 @@ from layerlab.rounding import Roundoff, bound_forward
 from layerlab.tier import host_copy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from layerlab.conformance.subject import Subject
 
 # Steps of training before an export.
@@ -54,19 +59,43 @@ def step_does_not_wait(subject: Subject) -> Finding:
         raise NotApplicable("accelerators: gpu declared; no CUDA device on this machine to look on")
     trial = replace(subject, device=torch.device("cuda")).trial()
     trial.steps(3)  # what is made or compiled once may wait
-    mode = torch.cuda.get_sync_debug_mode()
+    x, y, _, _ = trial.feed.batch(3)
     faults = []
     try:
-        x, y, _, _ = trial.feed.batch(3)
-        torch.cuda.set_sync_debug_mode("error")
-        trial.tier.step(x, y)
+        with nothing_waits():
+            trial.tier.step(x, y)
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
         faults.append(f"step() waits for the device: {error}")
+    return as_finding(faults, "one step after 3")
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Has torch raise a RuntimeError where the host waits for a CUDA device.
+
+    https://docs.pytorch.org/docs/stable/generated/torch.cuda.set_sync_debug_mode.html
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # torch says so the first time, to whoever it is, and nobody asked
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-    return as_finding(faults, "one step after 3")
+
+
+@everywhere
+def replays_agree(subject: Subject) -> Finding:
+    """On CUDA, steps that are captured in a graph and replayed from it are the oracle's."""
+    if not subject.tier_class.capturable:
+        raise NotApplicable("capturable: False")
+    if not torch.cuda.is_available():
+        raise NotApplicable("capturable: True; no CUDA device on this machine to look on")
+    return _proof_on(subject, torch.device("cuda"), replayed=True)
 
 
 def learns(subject: Subject) -> Finding:
@@ -123,8 +152,14 @@ def export_agrees(subject: Subject) -> Finding:
     return Finding(share <= 1, share, 1.0, "the gate's tolerance for forward(), rounding for the oracle")
 
 
-def _proof_on(subject: Subject, device: torch.device) -> Finding:
-    proof = prove(subject.tier_class, subject.problem(), precision=subject.precision, device=device)
+def _proof_on(subject: Subject, device: torch.device, *, replayed: bool = False) -> Finding:
+    proof = prove(
+        subject.tier_class,
+        subject.problem(),
+        precision=subject.precision,
+        device=device,
+        replayed=replayed,
+    )
     if proof.part is not None:
         return Finding(False, proof.worst, 1.0, f"{device}: {proof.part}", vars(proof.part))
     return Finding(True, proof.worst, 1.0, str(device))

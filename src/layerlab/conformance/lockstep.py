@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from layerlab.reference import Adam, forward, gradients, sgd
+from layerlab.replay import steps_of
 from layerlab.rounding import AdamBound, Roundoff, bound_forward, bound_sgd, bound_step
 from layerlab.tier import Params, host_copy
 
@@ -248,6 +249,7 @@ def prove(
     device: torch.device | None = None,
     split: bool | None = None,
     steps: int = STEPS,
+    replayed: bool = False,
 ) -> Comparison:
     """Runs a tier beside the oracle, locked together at every step.
 
@@ -258,6 +260,8 @@ def prove(
         device: Where it runs.
         split: Whether to look into the step; None: where the tier can show it.
         steps: How many steps.
+        replayed: Whether its steps are made as in a run on CUDA, replayed where they can be, and not looked
+            into.
 
     Returns:
         The comparison, which ends with the first step at which they part.
@@ -269,6 +273,7 @@ def prove(
     lr = problem.learning_rate(tier_class.recipe)
     feed = Feed(problem, precision, device)
     tier = tier_class(feed.params(), lr=lr, device=device, dtype=feed.dtype)
+    made = steps_of(tier, device=device, dtype=feed.dtype, in_place=False) if replayed else None
     oracle = Oracle(optimizer, lr, r)
     seen = Comparison()
     if fault := _as_constructed(tier.params(), feed.params()):
@@ -277,7 +282,11 @@ def prove(
     before = as_float64(tier.params())
     for number in range(steps):
         x, y, x64, y64 = feed.batch(number)
-        step = _in_precision(precision, tier, x, y, split=split)
+        with autocast(precision, device):
+            if made is None:
+                step = take_step(tier, x, y, split=split)
+            else:
+                step = Step(float(made.run(range(number, number + 1), [(x, y)])[0]))
         after = as_float64(tier.params())
         with np.errstate(over="ignore", invalid="ignore"):  # a tier that runs away is judged, not warned of
             oracle.judge(seen, number, step, before, after, x64, y64)
@@ -292,11 +301,6 @@ def prove(
             break
         before = after
     return seen
-
-
-def _in_precision(precision: Precision, tier: Tier, x: Tensor, y: Tensor, *, split: bool) -> Step:
-    with autocast(precision, x.device):
-        return take_step(tier, x, y, split=split)
 
 
 def autocast(precision: Precision, device: torch.device) -> Any:

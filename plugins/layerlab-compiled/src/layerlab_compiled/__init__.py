@@ -102,6 +102,7 @@ class CompiledTier(Tier):
 
     contract_version = 1
     precisions = frozenset({"32-true", "64-true"})
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=True)
 
     def __init__(self, params: Params, *, lr: float, device: torch.device, dtype: torch.dtype) -> None:

@@ -1,18 +1,18 @@
 """Everything by hand in one step: gradient and update are one operation, and no weight gradient is stored.
 
-On the CPU the whole step is one call of compiled C (`layerlab_fused.compiled`). Where that could not be
-built, and on other devices, it is a handful of torch's operations in place (`layerlab_fused.torch_step`); on
-CUDA these are captured in a graph (`layerlab_fused.graph`).
+On the CPU the whole step is one call of compiled C (`layerlab_fused.compiled`), on CUDA it is three kernels
+(`layerlab_fused.triton_step`). Where these cannot be built, on other devices, and where a problem is so large
+that libraries are faster, it is a handful of torch's operations in place (`layerlab_fused.torch_step`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from layerlab import Params, Recipe, Tier
-from layerlab_fused.graph import GraphStep
 from layerlab_fused.torch_step import TorchStep
 from layerlab_fused.weights import Weights
 
@@ -20,7 +20,6 @@ try:
     from layerlab_fused.compiled import CompiledStep
 except ImportError:  # the wheel was built where there is no compiler
     CompiledStep = None  # type: ignore[assignment,misc]
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -34,13 +33,14 @@ class FusedTier(Tier):
 
     contract_version = 1
     precisions = frozenset({"32-true", "64-true"})
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=True)
 
     def __init__(self, params: Params, *, lr: float, device: torch.device, dtype: torch.dtype) -> None:
         self._w = Weights.of(params, device, dtype)
         # The loss is a sum of squares: the factor 2 of its derivative goes into the rate.
         self._rate = -2 * lr
-        self._kind = _kind_of_step(device, dtype)
+        self._kind = make_step
         self._steps: dict[int, Callable[[Tensor, Tensor], Any]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,8 +73,21 @@ class FusedTier(Tier):
             views[name].copy_(torch.as_tensor(value))
 
 
-def _kind_of_step(device: torch.device, dtype: torch.dtype) -> Any:
-    if device.type == "cuda":
-        return GraphStep
-    compiles = device.type == "cpu" and dtype in (torch.float32, torch.float64)
-    return CompiledStep if compiles and CompiledStep is not None else TorchStep
+def make_step(weights: Weights, rate: float, n: int) -> Callable[[Tensor, Tensor], Any]:
+    """The fastest step that there is for these parameters and so many rows.
+
+    Args:
+        weights: The parameters.
+        rate: What a product with the difference of predictions and targets is multiplied by.
+        n: Rows of a batch.
+    """
+    device, dtype = weights.w2.device, weights.w2.dtype
+    compiles = CompiledStep is not None and dtype in (torch.float32, torch.float64)
+    if device.type == "cpu" and compiles:
+        return CompiledStep(weights, rate, n)
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from layerlab_fused.triton_step import TritonStep, suits  # only here: it takes as long as a training
+
+        if suits(weights, n):
+            return TritonStep(weights, rate, n)
+    return TorchStep(weights, rate, n)
