@@ -2,9 +2,11 @@
 
     python benchmarks/performance.py            docs/performance.json, the pictures, and the page from them
     python benchmarks/performance.py memory     only that part anew
+    python benchmarks/performance.py --cuda cuda.json    the figures that a bench on CUDA left there
     python benchmarks/performance.py --write    only the page
 
-Measuring takes about an hour, in which the machine should be left alone.
+Measuring takes about an hour, in which the machine should be left alone. What is measured on CUDA is the
+output of `CUDA_BENCH`, at this commit, on a machine that need have nothing else of this.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ DOCS = HERE.parent / "docs"
 FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS / "images"
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
 BENCH = ["bench", "all", "fused", "compiled", "--rounds", "25", "--seconds", "0.2", "--peers", "--json"]
+CUDA_BENCH = (
+    "layerlab bench all fused compiled --accelerator gpu --rounds 6 --seconds 0.05 --json > cuda.json"
+)
 REFUSALS = ("refused", "peers_refused")
 SCRIPTS = {
     "whole_command": ["--rounds", "11"],
@@ -113,6 +118,8 @@ def claims(found: dict[str, Any]) -> list[Claim]:
             found["large_table"]["budget"],
         ),
     ]
+    if "cuda" in found:
+        seen += _on_cuda(found["cuda"]["configs"][0]["rows"])
     return seen + [
         (
             f"exponent of the cost, {s['grows']} from {size}, `{s['tier']}`",
@@ -142,6 +149,27 @@ def _of_tiers(rows: list[dict[str, Any]]) -> list[Claim]:
             ("a step of `fused`", "its five matrix products alone", over(bare, floors["fused"]), 1.10),
         ]
     return seen
+
+
+def _on_cuda(rows: list[dict[str, Any]]) -> list[Claim]:
+    timings = {row["tier"]: row["timings"] for row in rows}
+    fastest = min((t for t in BUILTINS if t in timings), key=lambda t: timings[t]["bare"]["median"])
+    module, fused = timings["custom-module"], timings["fused"]
+    against = f"the fastest bare loop of the seven (`{fastest}`)"
+    return [
+        (
+            "on CUDA, a tracked step, `custom-module`",
+            "its bare loop",
+            over(*_rounds(module, "tracked", "bare")),
+            0.8,
+        ),
+        (
+            "on CUDA, a tracked step, `fused`",
+            against,
+            over(*_rounds(fused, "tracked"), *_rounds(timings[fastest], "bare")),
+            0.15,
+        ),
+    ]
 
 
 def _rounds(timings: dict[str, Any], *modes: str) -> list[list[float]]:
@@ -201,6 +229,27 @@ def _tiers(config: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
+def _cuda(found: dict[str, Any]) -> str:
+    """What a bench on CUDA gave."""
+    if "cuda" not in found:
+        return ""
+    bench = found["cuda"]
+    refused = bench["configs"][0]["refused"]
+    return CUDA_TEXT.format(
+        device=bench["machine"]["device"],
+        rounds=bench["rounds"],
+        between=interval_label(bench["rounds"]),
+        tiers=_tiers(bench["configs"][0]),
+        refused="".join(f"\n- `{name}`: {why}" for name, why in refused.items()),
+        command=CUDA_BENCH,
+        about=_about(bench["machine"]),
+    )
+
+
+def _about(machine: dict[str, Any]) -> str:
+    return table(["", ""], [[key.replace("_", " "), str(value)] for key, value in machine.items()])
+
+
 def _peers(config: dict[str, Any]) -> str:
     rows = [
         [p["peer"], p["mode"], micros(p["timing"]), "" if p["ratio"] is None else f"{p['ratio']:.1f}"]
@@ -229,7 +278,7 @@ def _made(found: dict[str, Any]) -> str:
     first = {"bench": {**old, "date": found["bench"]["date"][:10]}}
     rows = [
         [part, *(({**old, **first.get(part, {}), **noted.get(part, {})})[key] for key in old)]
-        for part in ("bench", *SCRIPTS)
+        for part in ("bench", *SCRIPTS, *(["cuda"] if "cuda" in found else []))
     ]
     return table(["part", *old], rows)
 
@@ -241,7 +290,6 @@ def page(found: dict[str, Any]) -> str:
     return PAGE_TEXT.format(
         date=bench["date"][:10],
         claimed=_claimed(found),
-        device="Measured on the CPU only." if machine["device"] == "cpu" else f"On {machine['device']}.",
         sizes=f"{config['batch_size']} rows, {config['d_in']} inputs, {config['hidden']} hidden units",
         d_out=config["d_out"],
         rounds=bench["rounds"],
@@ -252,7 +300,8 @@ def page(found: dict[str, Any]) -> str:
         rows=large["rows"],
         table_gb=large["table_gb"],
         grown=large["own_memory_grown_mb"],
-        about=table(["", ""], [[key.replace("_", " "), str(value)] for key, value in machine.items()]),
+        about=_about(machine),
+        cuda=_cuda(found),
         made=_made(found),
     )
 
@@ -270,8 +319,6 @@ undecided. Every tenfold of every sweep is judged.
 
 {claimed}
 
-{device}
-
 ## Tiers
 
 {sizes}, {d_out} outputs;
@@ -288,7 +335,7 @@ Once: what the first steps on the problem took beyond later ones, compilation in
 
 ![Microseconds a step, by tier](images/bench.png)
 
-## What others take
+{cuda}## What others take
 
 The same job, in the same rounds, audited as the tiers are.
 
@@ -318,6 +365,25 @@ included; the rows themselves are mapped from a file.
 """
 
 
+CUDA_TEXT = """## On CUDA
+
+The same on {device}: the median of {rounds} rounds and a {between}. The bare loop
+calls the tier and waits for every loss. Under a Trainer nobody waits, and the steps of a tier that is
+^capturable are replayed from a CUDA graph; `optim`'s are not
+([why](decisions/016-steps-that-are-replayed.md)).
+
+{tiers}
+
+No row, as the bench said:
+{refused}
+
+Measured with `{command}` on:
+
+{about}
+
+"""
+
+
 def main() -> None:
     """Measures, and writes the page."""
     parser = argparse.ArgumentParser(
@@ -325,13 +391,24 @@ def main() -> None:
     )
     parts = ["bench", *SCRIPTS]
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: all")
+    parser.add_argument("--cuda", type=Path, metavar="FILE", help="take over the figures of a bench on CUDA")
     parser.add_argument("--write", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
-    if not arguments.write and layerlab_fused.CompiledStep is None:
+    only_page = arguments.write or arguments.cuda is not None
+    if not only_page and layerlab_fused.CompiledStep is None:
         parser.error("the step of `fused` that the page speaks of was not compiled: install a C compiler")
     commit = commit_of_tree()  # before the figures are written into it
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    for part in [] if arguments.write else arguments.parts or parts:
+    if arguments.cuda is not None:
+        found["cuda"] = json.loads(arguments.cuda.read_text())
+        about = found["cuda"]["machine"]
+        found.setdefault("made", {})["cuda"] = {
+            "date": found["cuda"]["date"],
+            "machine": f"{about['platform']}, Python {about['python']}",
+            "commit": commit,
+        }
+        FIGURES.write_text(json.dumps(found, indent=1) + "\n")
+    for part in [] if only_page else arguments.parts or parts:
         sys.stderr.write(f"measuring: {part}\n")
         with tempfile.TemporaryDirectory() as folder:
             found[part] = measure(part, Path(folder))
