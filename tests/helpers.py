@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ import numpy as np
 from layerlab.tier import Params
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import pytest
 
 BUILTINS = ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
@@ -195,3 +198,21 @@ class Site:
     def allow(self, *distributions: str) -> None:
         """Allows these and no others beside the built-ins."""
         self.patch.setenv("LAYERLAB_PLUGINS", ",".join(distributions))
+
+
+class SameMemory:
+    """In CUDA's place where there is none: what was captured is done again by Python, on the same tensors."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        yield
+
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        return work

@@ -50,6 +50,36 @@ def test_the_page_tells_when_a_goal_is_missed() -> None:
     assert "missed" in row
 
 
+def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
+    """Figures, goals, who has no row and why; of a CPU, or without those that have goals, nothing is."""
+    performance = script("performance")
+    found = json.loads((DOCS / "performance.json").read_text())
+    bench = json.loads(json.dumps(found["bench"]))
+    bench["machine"]["device"] = "NVIDIA T1"
+    config = bench["configs"][0]
+    config["rows"] = [row for row in config["rows"] if row["tier"] != "numpy"]
+    config["refused"] = {"numpy": "does not run on gpu"}
+    file = tmp_path / "cuda.json"
+    file.write_text(json.dumps(bench))
+    performance.take_over(found, str(file), "0123abc")
+    page = performance.page(found)
+    rows = [line for line in page.splitlines() if line.startswith("| on CUDA")]
+    assert [line.split(" | ")[-2] for line in rows] == ["0.8", "0.15", "0.15"]
+    assert all("missed" in line for line in rows)  # these are a CPU's
+    assert "The same on NVIDIA T1" in page
+    assert "No row for `numpy`: does not run on gpu." in page
+    assert "| 0123abc |" in page
+    before = json.dumps(found)
+    file.write_text(json.dumps({**bench, "machine": {**bench["machine"], "device": "cpu"}}))
+    with pytest.raises(SystemExit, match="measured on a CPU"):
+        performance.take_over(found, str(file), "0123abc")
+    config["rows"] = [row for row in config["rows"] if row["tier"] != "fused"]
+    file.write_text(json.dumps(bench))
+    with pytest.raises(SystemExit, match="no row for fused"):
+        performance.take_over(found, str(file), "0123abc")
+    assert json.dumps(found) == before
+
+
 def test_the_exponents_are_the_slopes_from_size_to_size() -> None:
     """One for each tenfold and round: overhead first, then linear, then quadratic."""
     points = {10: [5.0, 1.0], 1000: [50.0, 1.0], 100: [5.0, 1.0], 10_000: [5000.0, 10.0]}

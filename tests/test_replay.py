@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import BUILTINS
+import layerlab
+from helpers import BUILTINS, SameMemory, Site
 from layerlab import Params, Recipe, Tier, registry
 from layerlab.errors import TierError
 from layerlab.reference import gradients, sgd
-from layerlab.replay import WARM_UP, CudaGraphs, ReplayedSteps, replays, steps_of
+from layerlab.replay import WARM_UP, CalledSteps, CudaGraphs, ReplayedSteps, replays, steps_of
 
 LR = 1e-3
-
-
-class SameMemory:
-    """In CUDA's place where there is none: what was captured is done again by Python, on the same tensors."""
-
-    def __init__(self) -> None:
-        self.captures = 0
-
-    @contextmanager
-    def stream(self) -> Iterator[None]:
-        yield
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        return work
 
 
 class Plain(Tier):
@@ -39,8 +26,9 @@ class Plain(Tier):
 
     contract_version = 1
     capturable = True
-    precisions = frozenset({"32-true", "64-true"})
-    recipe = Recipe()
+    precisions = frozenset({"64-true"})
+    supports_bias = False
+    recipe = Recipe(bias=False)
 
     def __init__(self, params: Params, *, lr: float, device: torch.device, dtype: torch.dtype) -> None:
         self.lr = lr
@@ -115,7 +103,7 @@ def test_a_step_is_captured_once_for_each_number_of_rows() -> None:
     """After the steps in which libraries are set up; the tier is not called again, but by this stand-in."""
     graphs = SameMemory()
     made = replayed(make(), graphs, in_place=False)
-    _, x, y = (None, *map(torch.tensor, problem()[1:]))
+    x, y = map(torch.tensor, problem()[1:])
     for number in range(4 * WARM_UP):
         rows = (12, 7)[number % 2]
         made.run(range(number, number + 1), [(x[:rows], y[:rows])])
@@ -141,7 +129,7 @@ def test_only_what_says_so_is_replayed_and_only_on_cuda() -> None:
     """A tier is called unless it is capturable, and always on other devices."""
 
     class Silent(Plain):
-        capturable = False
+        """What is derived from a tier may count in Python, and has not said that it does not."""
 
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert replays(Plain, cuda)
@@ -149,6 +137,35 @@ def test_only_what_says_so_is_replayed_and_only_on_cuda() -> None:
     assert not replays(Plain, cpu)
     assert not isinstance(steps_of(make(), device=cpu, dtype=torch.float64, in_place=True), ReplayedSteps)
     assert not Tier.capturable
+
+
+def test_what_has_a_graph_is_not_kept_with_its_losses() -> None:
+    """A loss that still knows what led to it does not hold all steps of a run, called or captured."""
+
+    class Follows(Plain):
+        def step(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            return super().step(x, y) * torch.ones((), requires_grad=True)
+
+    batch = tuple(map(torch.tensor, problem()[1:]))
+    for kind in (CalledSteps, partial(ReplayedSteps, graphs=SameMemory(), in_place=True)):
+        losses = torch.zeros(20, dtype=torch.float64)
+        kind(make(tier=Follows), losses).run(range(20), [batch] * 20)
+        assert losses.all()
+        assert not losses.requires_grad
+
+
+def test_the_kit_does_not_pass_what_it_cannot_see() -> None:
+    """Of an optimizer of its own nobody knows what an update should be: nothing shows that one is made."""
+
+    class Own(Plain):
+        capturable = True
+        recipe = Recipe(optimizer="own")
+
+    (result,) = layerlab.check(Own, only=["replays-agree"]).results
+    assert (result.result, result.detail) == (
+        "fail",
+        "64-true, no bias: nothing would show that an update by 'own' is made anew",
+    )
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
@@ -238,17 +255,78 @@ class TestOnCuda:
             expected = losses if expected is None else expected
             np.testing.assert_allclose(losses, expected, rtol=1e-12)
 
-    def test_a_capture_that_fails_leaves_the_stream_as_it_was(self) -> None:
-        """What cannot be captured is an error; what follows runs where it ran before."""
+    def test_the_bench_s_tiers_and_every_other_are_replayed_on_cuda(self) -> None:
+        """What makes the steps of a tier that says so, on the device."""
+        for tier, kind in ((Plain, ReplayedSteps), (type("Derived", (Plain,), {}), CalledSteps)):
+            made = steps_of(
+                make("cuda", tier), device=torch.device("cuda"), dtype=torch.float64, in_place=True
+            )
+            assert type(made) is kind
 
-        class Waits(Plain):
+    @pytest.mark.parametrize("how", ["item", "synchronize", "raise"])
+    def test_a_capture_that_fails_leaves_all_as_it_was(self, how: str) -> None:
+        """What cannot be captured is an error that says why; others are captured after it."""
+        device = torch.device("cuda")
+
+        class Spoils(Plain):
+            capturable = True
+            steps = 0
+
             def step(self, x: torch.Tensor, y: torch.Tensor) -> Any:
-                return torch.tensor(super().step(x, y).item(), device="cuda")
+                loss = super().step(x, y)
+                if how == "item":
+                    loss.item()
+                elif how == "synchronize":
+                    torch.cuda.synchronize()
+                self.steps += 1
+                if how == "raise" and self.steps > WARM_UP:
+                    raise ValueError("on purpose")
+                return loss
 
         batch = tuple(torch.tensor(a, device="cuda") for a in problem()[1:])
         value, stream = torch.ones((), device="cuda"), torch.cuda.current_stream()
-        made = steps_of(make("cuda", Waits), device=torch.device("cuda"), dtype=torch.float64, in_place=True)
-        with pytest.raises(TierError, match=f"step {WARM_UP} failed: the tier says that it is capturable"):
-            made.run(range(10), [batch] * 10)
-        assert torch.cuda.current_stream() == stream
-        assert float(value + 1) == 2
+        said = {"item": "synchronizing", "synchronize": "captur", "raise": "on purpose"}[how]
+        for _ in range(2):
+            made = steps_of(make("cuda", Spoils), device=device, dtype=torch.float64, in_place=True)
+            with pytest.raises(TierError, match=f"says that it is capturable, and .* cannot be .*{said}"):
+                made.run(range(10), [batch] * 10)
+            assert torch.cuda.current_stream() == stream
+            assert float(value + 1) == 2
+            torch.cuda.empty_cache()
+            made = steps_of(make("cuda"), device=device, dtype=torch.float64, in_place=True)
+            assert np.isfinite(made.run(range(10), [batch] * 10)).all()
+
+    def test_a_run_whose_step_cannot_be_captured_fails_and_the_next_one_does_not(
+        self, folder: Path, site: Site
+    ) -> None:
+        """One line that says why, under a Trainer too, which empties the cache; then others are trained."""
+        code = """
+import torch
+from layerlab.tiers.tensors import TensorsTier
+
+
+class Waits(TensorsTier):
+    capturable = True
+
+    def update(self):
+        super().update()
+        torch.cuda.synchronize()
+"""
+        site.add("layerlab-waits", {"waits": "MODULE:Waits"}, code)
+        site.allow("layerlab-waits")
+        report = layerlab.run(plugin=["waits", "tensors"], steps=20, accelerator="gpu")
+        assert [run.status for run in report.runs] == ["FAILED", "FINISHED"]
+        assert "step 3 failed: the tier says that it is capturable" in str(report.runs[0].error)
+
+    def test_minibatches_with_validation_are_those_of_the_cpu(self, folder: Path) -> None:
+        """Rows that come in a block at a time, batches of two sizes, and a validation between blocks."""
+        runs = [
+            layerlab.run(
+                plugin="nn", data="iris", batch_size=25, epochs=8, precision="64-true", accelerator=a
+            )
+            for a in ("cpu", "gpu")
+        ]
+        on_cpu, on_gpu = (report.runs[0] for report in runs)
+        assert (on_gpu.status, on_gpu.device, on_gpu.steps) == ("FINISHED", "cuda:0", on_cpu.steps)
+        assert on_gpu.final_loss == pytest.approx(on_cpu.final_loss, rel=1e-9)
+        assert on_gpu.val == pytest.approx(on_cpu.val, rel=1e-9)

@@ -13,8 +13,8 @@ import torch
 
 from helpers import BUILTINS, problem
 from layerlab import registry
-from layerlab.conformance.abilities import nothing_waits
 from layerlab.reference import Adam, gradients, sgd
+from layerlab.replay import nothing_waits
 from layerlab.tier import Params, Tier, host_copy
 
 STEPS = 50

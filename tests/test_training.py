@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import BUILTINS, problem
+from helpers import BUILTINS, SameMemory, problem
 from layerlab import batches, registry, replay, training
 from layerlab.batches import Batches
 from layerlab.errors import DivergedError, Interrupted, TierError
@@ -195,6 +195,22 @@ def test_blocks_of_minibatches_are_bounded_in_memory(monkeypatch: pytest.MonkeyP
     made, sink = module(batch_size=6)
     fit(made, 100)
     assert max(length for start, length in sink.blocks[2:]) == 3
+
+
+@pytest.mark.parametrize("batch_size", [20, 6])
+def test_replayed_it_is_the_same_training(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full batch is read where it is, others are not: to the bit what steps that are called come to."""
+    called, sink = module(batch_size=batch_size)
+    fit(called, 60)
+
+    def stand_in(tier: Any, *, device: Any, dtype: Any, in_place: bool) -> Any:
+        return replay.ReplayedSteps(tier, torch.zeros(60, dtype=dtype), SameMemory(), in_place=in_place)
+
+    monkeypatch.setattr(training, "steps_of", stand_in)
+    replayed, same = module(batch_size=batch_size)
+    fit(replayed, 60)
+    assert same.losses == sink.losses
+    assert (replayed.tier.params().w1 == called.tier.params().w1).all()
 
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:

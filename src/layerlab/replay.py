@@ -10,8 +10,9 @@ whether that is all of its step (`Tier.capturable`).
 from __future__ import annotations
 
 import gc
+import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -64,14 +65,14 @@ def steps_of(tier: Tier, *, device: torch.device, dtype: torch.dtype, in_place: 
         dtype: What its losses are kept in.
         in_place: Whether every step gets the same batch, in the same memory.
     """
-    if replays(tier, device):
+    if replays(type(tier), device):
         return ReplayedSteps(tier, loss_buffer(device, dtype), CudaGraphs(device), in_place=in_place)
     return CalledSteps(tier, loss_buffer(device, dtype))
 
 
-def replays(tier: Tier | type[Tier], device: torch.device) -> bool:
+def replays(tier_class: type[Tier], device: torch.device) -> bool:
     """Whether the steps of a tier are replayed on a device."""
-    return tier.capturable and device.type == "cuda"
+    return tier_class.says_capturable() and device.type == "cuda"
 
 
 def loss_buffer(device: torch.device, dtype: torch.dtype) -> Any:
@@ -103,7 +104,7 @@ class CalledSteps:
         try:
             for i, (x, y) in enumerate(batches):
                 loss = step(x, y)
-                losses[i] = float(loss) if on_host else loss
+                losses[i] = float(loss) if on_host else _detached(loss)
             return host_copy(losses[: len(steps)])
         except (Exception, SystemExit) as error:
             raise _failed(steps[i], error) from error
@@ -112,8 +113,9 @@ class CalledSteps:
 class ReplayedSteps:
     """Captures a step for each number of rows, after `WARM_UP` of them that are called, and replays it.
 
-    A batch that is always in the same memory is read where it is; others are copied to where the graph reads
-    them. The graph writes its loss into the place of the step, which it counts itself.
+    A batch that is always in the same memory is read where it is; others are copied to one place for each
+    number of rows, for the called steps too: what is compiled for a layout is compiled before it is captured.
+    The graph writes its loss into the place of the step, which it counts itself.
 
     Args:
         tier: A tier that is capturable.
@@ -125,43 +127,55 @@ class ReplayedSteps:
     def __init__(self, tier: Tier, losses: Tensor, graphs: Graphs, *, in_place: bool) -> None:
         self._step, self._losses, self._graphs, self._in_place = tier.step, losses, graphs, in_place
         self._place = torch.zeros(1, dtype=torch.int64, device=losses.device)  # of the next replayed loss
-        self._called: Counter[int] = Counter()  # steps, by rows
-        self._replays: dict[int, tuple[Tensor, Tensor, Replay]] = {}  # by rows
+        # by rows: where batches are copied to, how many steps were called, and what was captured
+        self._copies: dict[int, Batch] = {}
+        self._called: Counter[int] = Counter()
+        self._replays: dict[int, Replay] = {}
 
     def run(self, steps: range, batches: Iterable[Batch]) -> Array:
         """As `Steps.run`.
 
         Raises:
-            TierError: A step raised, or cannot be captured.
+            TierError: A step raised, waits for the device, or cannot be captured.
         """
         i, counted = 0, -1  # the loss that the graphs would write next
         try:
             with self._graphs.stream():
                 for i, (x, y) in enumerate(batches):
                     rows = x.shape[0]
-                    captured = self._replays.get(rows)
-                    if captured is None:
-                        if self._called[rows] < WARM_UP:
-                            self._called[rows] += 1
-                            self._losses[i] = self._step(x, y)
-                            continue
-                        captured = self._replays[rows] = self._capture(x, y)
                     if not self._in_place:
-                        captured[0].copy_(x)
-                        captured[1].copy_(y)
+                        x, y = self._copied(rows, x, y)  # noqa: PLW2901 -- the batch from here on
+                    replay = self._replays.get(rows)
+                    if replay is None:
+                        if self._called[rows] < WARM_UP:
+                            self._losses[i] = self._call(rows, x, y)
+                            continue
+                        replay = self._replays[rows] = self._capture(x, y)
                     if counted != i:
                         self._place.fill_(i)
-                    captured[2]()
+                    replay()
                     counted = i + 1
                 return host_copy(self._losses[: len(steps)])
         except (Exception, SystemExit) as error:
             raise _failed(steps[i], error) from error
 
-    def _capture(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Replay]:
-        """A step, and where it reads its batch: held, so that nothing else comes to lie there."""
-        if not self._in_place:
-            x, y = torch.empty_like(x), torch.empty_like(y)
+    def _copied(self, rows: int, x: Tensor, y: Tensor) -> Batch:
+        """The batch where the graph reads it."""
+        there = self._copies.get(rows)
+        if there is None:
+            there = self._copies[rows] = torch.empty_like(x), torch.empty_like(y)
+        there[0].copy_(x)
+        there[1].copy_(y)
+        return there
 
+    def _call(self, rows: int, x: Tensor, y: Tensor) -> Any:
+        """A step as it stands, and its loss; the last one before the capture must not wait for the device."""
+        self._called[rows] += 1
+        last = self._called[rows] == WARM_UP
+        with self._graphs.watched() if last else nullcontext():
+            return _detached(self._step(x, y))
+
+    def _capture(self, x: Tensor, y: Tensor) -> Replay:
         def work() -> None:
             loss = self._step(x, y)
             if not torch.is_tensor(loss):
@@ -170,10 +184,12 @@ class ReplayedSteps:
             self._place.add_(1)
 
         try:
-            return x, y, self._graphs.capture(work)
+            return self._graphs.capture(work)
+        except torch.OutOfMemoryError:
+            raise
         except (Exception, SystemExit) as error:
-            said = f"the tier says that it is capturable, and its step cannot be captured: {error}"
-            raise TierError(said, hint="capturable = False") from error
+            # where what raised spoiled the capture, the end of it raises too, and knows no reason
+            raise _not_capturable(error.__context__ or error) from error
 
 
 class Graphs(Protocol):
@@ -181,6 +197,9 @@ class Graphs(Protocol):
 
     def stream(self) -> AbstractContextManager[None]:
         """Where everything is done that is captured later, and what was captured."""
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Where it raises to wait for the device, which cannot be captured."""
 
     def capture(self, work: Callable[[], None]) -> Replay:
         """Writes down what ``work`` has the device do; nothing of it is done."""
@@ -211,25 +230,58 @@ class CudaGraphs:
         finally:
             outside.wait_stream(self._stream)
 
+    def watched(self) -> AbstractContextManager[None]:
+        """As `Graphs.watched`."""
+        return nothing_waits()
+
     def capture(self, work: Callable[[], None]) -> Replay:
         """As `Graphs.capture`; it waits for the device."""
-        graph = torch.cuda.CUDAGraph()
-        with (
-            _nothing_collected(),
-            _own_workspaces(),
-            # A weight that was cast before would be cast no more, whatever becomes of it.
-            torch.autocast(
-                "cuda",
-                enabled=torch.is_autocast_enabled("cuda"),
-                dtype=torch.get_autocast_dtype("cuda"),
-                cache_enabled=False,
-            ),
-            torch.cuda.stream(self._stream),  # left in any case; the next one does not where a capture fails
-            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            work()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with (
+                _nothing_collected(),
+                _own_workspaces(),
+                _casting_anew(),
+                torch.cuda.stream(self._stream),  # left in any case; the next one does not where it fails
+                torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"),
+            ):
+                work()
+        except BaseException:
+            # A capture that was spoiled leaves the allocator in it, for good: it would never empty its cache
+            # again, and fail at it. Where only Python raised it has ended, which torch says with an error.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self._stream.device_index, pool)
+            raise
         replay: Replay = graph.replay
         return replay
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Has torch raise a RuntimeError where the host waits for a CUDA device.
+
+    https://docs.pytorch.org/docs/stable/generated/torch.cuda.set_sync_debug_mode.html
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        # torch says so the first time, to whoever it is, and nobody asked
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _casting_anew() -> AbstractContextManager[Any]:
+    """Under autocast: a weight that was cast before would be cast no more, whatever becomes of it.
+
+    Elsewhere nothing is touched: to torch.compile this is a switch, and one that is turned a reason to
+    compile anew.
+    """
+    if not torch.is_autocast_enabled("cuda"):
+        return nullcontext()
+    return torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda"), cache_enabled=False)
 
 
 @contextmanager
@@ -257,6 +309,18 @@ def _own_workspaces() -> Iterator[None]:
         torch._C._cuda_clearCublasWorkspaces()
 
 
+def _detached(loss: Any) -> Any:
+    """A loss without what led to it, which would be held for as long as the loss is."""
+    return loss.detach() if torch.is_tensor(loss) else loss
+
+
+def _not_capturable(reason: BaseException) -> TierError:
+    said = f"the tier says that it is capturable, and its step cannot be captured: {reason}"
+    return TierError(said, hint="capturable = False")
+
+
 def _failed(step: int, error: BaseException) -> TierError:
+    if "called a synchronizing CUDA operation" in str(error):
+        error = _not_capturable(error)
     kind = "" if isinstance(error, TierError) else f"{type(error).__name__}: "
     return TierError(f"step {step} failed: {kind}{error}", hint=getattr(error, "hint", None))

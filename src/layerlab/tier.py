@@ -111,9 +111,10 @@ class Tier(ABC):
             tier that autocast does not reach must not claim it.
         supports_bias: Whether the layers can have biases.
         capturable: Whether on CUDA a step may be captured in a graph once and replayed from then on, which
-            does again what the device did, at the same addresses, and nothing of what Python did. So
-            parameters, and whatever else a step leaves to the next, must be tensors that are updated in
-            place, and the loss a tensor. What is captured costs the host nothing.
+            does again what the device did, at the same addresses, and nothing of what Python did: one launch,
+            whatever is in it. So parameters, and whatever else a step leaves to the next, must be tensors
+            that are updated in place, and the loss a tensor. A class says so for itself alone: what is
+            derived from it may count in Python.
         recipe: The tier's own defaults.
 
     Args:
@@ -200,6 +201,11 @@ class Tier(ABC):
     def resumable(cls) -> bool:
         """Whether the tier can be saved and gone on with."""
         return cls.state is not Tier.state and cls.load_state is not Tier.load_state
+
+    @classmethod
+    def says_capturable(cls) -> bool:
+        """Whether this very class declares that it is `capturable`."""
+        return bool(vars(cls).get("capturable", False))
 
     @classmethod
     def contract_mismatch(cls) -> tuple[str, str] | None:

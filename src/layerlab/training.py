@@ -158,9 +158,12 @@ class TierModule(pl.LightningModule):
             tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed, device=device
         )
         self._x_val = tensor(data.x_val)
-        self._steps = steps_of(
-            self.tier, device=device, dtype=self.dtype_, in_place=self.batches.steps_per_epoch == 1
-        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing of the tier is captured that it no longer has."""
+        device, in_place = self.batches.device, self.batches.steps_per_epoch == 1
+        self._steps = steps_of(self.tier, device=device, dtype=self.dtype_, in_place=in_place)
 
     def configure_optimizers(self) -> None:
         """The tier updates itself."""
@@ -260,12 +263,15 @@ class TierModule(pl.LightningModule):
             self.tier.load_state(kept["tier"])
         except (Exception, SystemExit) as error:
             raise TierError(f"the checkpoint does not fit: {type(error).__name__}: {error}") from error
+        self._begin()
         self.first_loss, self.last_loss = kept["losses"]
         self._validated_at, self.val_metrics = kept["val"]
         validates = len(self._data.x_val) > 0 and self.trainer.limit_val_batches != 0
         due = step == self.trainer.max_steps or self.round_end(step - 1) == step
         if validates and step > 0 and due and self._validated_at != step:
-            self._validated(np.concatenate([self._predictions(rows) for rows in self.val_dataloader()]), step)
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():  # as in a validation
+                predicted = [self._predictions(rows) for rows in self.val_dataloader()]
+            self._validated(np.concatenate(predicted), step)
 
     def round_end(self, step: int) -> int:
         """The step at which the Lightning epoch that holds ``step`` ends."""

@@ -71,7 +71,7 @@ BLOCKED = [
     (3, 7, 2, 97),
     (64, 192, 8, 3),
 ]
-# On CUDA: the default problem, one of the most outputs that the kernels take, and one that is too large.
+# On CUDA: the default problem, one of the most outputs that the kernels take, and one that they do not.
 LARGE = [(64, 1000, 100, 10), (64, 1000, 300, 32), (64, 1000, 600, 3)]
 
 
@@ -93,6 +93,10 @@ def make(
     tier = FusedTier(first, lr=lr, device=torch.device("cpu"), dtype=dtype)
     tier._kind = kind
     return tier
+
+
+def on_cuda(params: Params, lr: float) -> FusedTier:
+    return FusedTier(params.map(np.float32), lr=lr, device=torch.device("cuda:0"), dtype=torch.float32)
 
 
 @pytest.fixture
@@ -266,43 +270,85 @@ class TestOnCuda:
     @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
     @pytest.mark.parametrize("strided", [True, False], ids=["strided", "contiguous"])
     def test_the_kernels_follow_the_oracle(self, shape: tuple[int, ...], bias: bool, strided: bool) -> None:
-        """Of sizes that fill tiles and that leave something over, and of rows that lie apart."""
+        """Of sizes that fill tiles and that leave something over, and of rows that lie apart; two steps."""
         params, x, y, lr = problem(*shape, bias=bias)
         params, x, y = params.map(single), single(x), single(y)
-        device = torch.device("cuda")
-        tier = FusedTier(params.map(np.float32), lr=lr, device=device, dtype=torch.float32)
+        tier = on_cuda(params, lr)
 
         def there(array: Any) -> torch.Tensor:
-            tensor = torch.tensor(array, dtype=torch.float32, device=device)
+            tensor = torch.tensor(array, dtype=torch.float32, device="cuda")
             return tensor.t().contiguous().repeat_interleave(2, 1).t()[::2] if strided else tensor
 
-        loss = tier.step(there(x), there(y))
-        kind = type(tier._steps[len(x)]).__name__
-        assert kind == ("TorchStep" if shape in ((3, 7, 2, 97), (64, 1000, 600, 3)) else "TritonStep")
-        expected, grads = gradients(params, x, y)
-        rel = 4 * sum(shape) * 2.0**-24  # as on the CPU
-        assert float(loss) == pytest.approx(expected, rel=rel)
-        for name, p, q in pairs(tier.params(), sgd(params, grads, lr=lr)):
-            assert np.abs(p - q).max() <= rel * np.abs(q).max(), name
+        for _ in range(2):
+            before = tier.params().map(np.float64)
+            loss, (expected, grads) = float(tier.step(there(x), there(y))), gradients(before, x, y)
+            rel = 4 * sum(shape) * 2.0**-24  # as on the CPU, of what the step adds; the sum is rounded once
+            assert loss == pytest.approx(expected, rel=rel)
+            after = sgd(before, grads, lr=lr)
+            for (name, p, q), start in zip(pairs(tier.params(), after), pairs(before, before), strict=True):
+                most = 2.0**-23 * np.abs(q).max() + rel * np.abs(q - start[1]).max()
+                assert np.abs(p - q).max() <= most, name
+        large = shape in ((3, 7, 2, 97), (64, 1000, 600, 3))
+        assert type(tier._steps[len(x)]).__name__ == ("TorchStep" if large else "TritonStep")
+
+    def test_the_same_bits_every_time_and_in_a_copy(self) -> None:
+        """Sums are made in one order, and a copy of a tier goes on by itself."""
+        params, x, y, lr = problem(64, 1000, 100, 10, bias=True)
+        batch = [torch.tensor(a, dtype=torch.float32, device="cuda") for a in (x, y)]
+        one, two = (on_cuda(params, lr) for _ in range(2))
+        losses = [float(one.step(*batch)) for _ in range(5)]
+        assert [float(two.step(*batch)) for _ in range(5)] == losses
+        before, twin = one.params(), copy.deepcopy(one)
+        losses = [float(twin.step(*batch)) for _ in range(5)]
+        for name, p, q in pairs(one.params(), before):
+            assert (p == q).all(), name
+        assert [float(one.step(*batch)) for _ in range(5)] == losses
+
+    def test_what_cannot_be_built_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No compiler, no headers, nowhere to write: it is said, and the step is made."""
+
+        def broken(_: torch.device) -> None:
+            raise RuntimeError("Failed to find C compiler")
+
+        monkeypatch.setattr("layerlab_fused.triton_step.try_out", broken)
+        layerlab_fused.triton_step.cache_clear()
+        try:
+            params, x, y, lr = problem(8, 6, 5, 3, bias=True)
+            tier = on_cuda(params, lr)
+            with pytest.warns(UserWarning, match="cannot be built, torch's .* Failed to find C compiler"):
+                tier.step(*(torch.tensor(a, dtype=torch.float32, device="cuda") for a in (x, y)))
+            assert type(tier._steps[8]) is TorchStep
+        finally:
+            layerlab_fused.triton_step.cache_clear()
+
+    def test_rows_that_begin_anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A minibatch lies where a kernel that was compiled for whole vectors must not read; replayed too."""
+        monkeypatch.chdir(tmp_path)
+        run = layerlab.run(plugin="fused", data="diabetes", batch_size=50, epochs=5, accelerator="gpu").runs[
+            0
+        ]
+        assert (run.status, run.error) == ("FINISHED", None)
 
     @pytest.mark.parametrize("where", ["x", "y", "w1"])
     def test_what_is_not_a_number_is_not_lost(self, where: str) -> None:
         """As on the CPU."""
         params, x, y, lr = problem(8, 6, 5, 3, bias=True)
         {"x": x, "y": y, "w1": params.w1}[where][0] = np.nan
-        device = torch.device("cuda")
-        tier = FusedTier(params.map(np.float32), lr=lr, device=device, dtype=torch.float32)
-        assert np.isnan(
-            float(tier.step(*(torch.tensor(a, dtype=torch.float32, device=device) for a in (x, y))))
-        )
+        batch = [torch.tensor(a, dtype=torch.float32, device="cuda") for a in (x, y)]
+        ours, theirs = on_cuda(params, lr), on_cuda(params, lr)
+        theirs._kind = TorchStep
+        assert np.isnan(float(ours.step(*batch)))
+        theirs.step(*batch)
+        for name, p, q in pairs(ours.params(), theirs.params()):
+            assert (np.isnan(p) == np.isnan(q)).all(), name
 
     def test_a_batch_that_does_not_fit_is_refused(self) -> None:
         """The kernels would read beyond its end."""
         params, _, _, lr = problem(8, 6, 5, 3, bias=True)
-        device = torch.device("cuda")
-        tier = FusedTier(params.map(np.float32), lr=lr, device=device, dtype=torch.float32)
+        tier = on_cuda(params, lr)
+        tier.step(torch.zeros(8, 6, device="cuda"), torch.zeros(8, 3, device="cuda"))
         with pytest.raises(ValueError, match=r"float32 of shapes \(\(8, 6\), \(8, 3\)\) on cuda:0 expected"):
-            tier.step(torch.zeros(8, 5, device=device), torch.zeros(8, 3, device=device))
+            tier.step(torch.zeros(8, 5, device="cuda"), torch.zeros(8, 3, device="cuda"))
 
 
 def test_a_run_is_recorded_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

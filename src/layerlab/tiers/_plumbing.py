@@ -18,7 +18,6 @@ class LooseTensors(Tier):
     """A tier whose parameters are loose tensors: ``w1``, ``w2`` and, with biases, ``b1``, ``b2``."""
 
     contract_version = 1
-    capturable = True
     # Whether autograd should follow the parameters.
     requires_grad = False
 
@@ -63,7 +62,6 @@ class TwoLinears(Tier):
     """
 
     contract_version = 1
-    capturable = True
     model: nn.Module
 
     def __init__(self, params: Params, *, lr: float, device: torch.device, dtype: torch.dtype) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class AutogradTier(LooseTensors):
     """The network on torch tensors, gradients from autograd."""
 
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-6, init="normal", bias=False)
     requires_grad = True
 

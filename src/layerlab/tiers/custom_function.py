@@ -37,6 +37,8 @@ class ReLU(torch.autograd.Function):
 class CustomFunctionTier(AutogradTier):
     """As `AutogradTier`, with a ReLU of its own."""
 
+    capturable = True
+
     def relu(self, h: Tensor) -> Tensor:
         """Calls the Function; ``apply`` is what puts it into autograd's record."""
         out: Tensor = ReLU.apply(h)  # type: ignore[no-untyped-call]

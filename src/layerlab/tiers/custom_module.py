@@ -43,6 +43,7 @@ class DoubleLayerNet(nn.Module):
 class CustomModuleTier(WithOptimizer):
     """`DoubleLayerNet` under `torch.optim.SGD`."""
 
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=True)
     loss_fn = nn.MSELoss(reduction="sum")
 

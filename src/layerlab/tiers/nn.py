@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class NnTier(TwoLinears):
     """The network as an `nn.Sequential`, trained by `nn.MSELoss` and a loop over the parameters."""
 
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-4, init="linear", bias=True)
     # the sum over batch and outputs, not the mean
     loss_fn = nn.MSELoss(reduction="sum")

@@ -18,8 +18,6 @@ class OptimTier(WithOptimizer, NnTier):
     """As `NnTier`, updated by Adam."""
 
     recipe = Recipe(optimizer="adam", lr=1e-4, init="linear", bias=True)
-    # torch's Adam warns, once made fit to be captured, of every first step that is not
-    capturable = False
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Adam with torch's defaults but for the learning rate, and each update in one kernel."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class TensorsTier(LooseTensors):
     """The network on torch tensors, gradients by hand."""
 
+    capturable = True
     recipe = Recipe(optimizer="sgd", lr=1e-6, init="normal", bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

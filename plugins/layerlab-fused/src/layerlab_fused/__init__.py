@@ -7,7 +7,8 @@ that libraries are faster, it is a handful of torch's operations in place (`laye
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["FusedTier"]
+
+# N, D_in, H, D_out, and multiplications in the first product: beyond any of these the step on CUDA is
+# torch's.
+_MOST = (512, 4096, 1024, 32, 2**25)
 
 
 class FusedTier(Tier):
@@ -85,9 +90,40 @@ def make_step(weights: Weights, rate: float, n: int) -> Callable[[Tensor, Tensor
     compiles = CompiledStep is not None and dtype in (torch.float32, torch.float64)
     if device.type == "cpu" and compiles:
         return CompiledStep(weights, rate, n)
-    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from layerlab_fused.triton_step import TritonStep, suits  # only here: it takes as long as a training
-
-        if suits(weights, n):
-            return TritonStep(weights, rate, n)
+    if device.type == "cuda" and dtype == torch.float32 and _is_small(weights, n):
+        kernels = triton_step(device)
+        if kernels is not None:
+            return kernels(weights, rate, n)  # type: ignore[no-any-return]  # it is not known before it is tried
     return TorchStep(weights, rate, n)
+
+
+def _is_small(weights: Weights, n: int) -> bool:
+    """Whether our kernels are faster than cuBLAS's: a large product it does better, and a long sum."""
+    (hidden, d_in), d_out = weights.w1_t.shape, weights.w2.shape[1]
+    most = zip((n, d_in, hidden, d_out, n * d_in * hidden), _MOST, strict=True)
+    whole = hidden > 0 and (weights.b1 is None) == (weights.b2 is None)
+    return whole and all(size <= limit for size, limit in most)
+
+
+@functools.cache
+def triton_step(device: torch.device) -> Any:
+    """`TritonStep` where its kernels can be built, else None.
+
+    Triton comes with torch where torch comes with CUDA. It needs a C compiler, Python's headers and a folder
+    to write to, each found in ways of its own: to try is what tells.
+
+    Args:
+        device: A CUDA device.
+    """
+    try:
+        # Only here: whoever does not need it need not wait for it.
+        from layerlab_fused.triton_step import TritonStep, try_out
+
+        try_out(device)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # noqa: BLE001 -- whatever it is, torch's operations compute the same
+        said = f"fused: its kernels cannot be built, torch's operations take their place: {error}"
+        warnings.warn(said, stacklevel=2)
+        return None
+    return TritonStep

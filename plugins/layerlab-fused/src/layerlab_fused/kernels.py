@@ -1,8 +1,8 @@
 """The kernels of the step on CUDA, in Triton: https://triton-lang.org/main/python-api/triton.language.html.
 
 A block of threads computes one tile of a result. Sizes that are no multiple of a tile's are masked: what lies
-outside is read as 0 and never written. All arrays but ``x`` and ``y`` are contiguous. Products are in full
-float32: TF32 would be another computation.
+outside is read as 0 and never written. All arrays are contiguous. Products are in full float32: TF32 would be
+another computation.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def hidden_parts(
-    x, w1_t, parts, n, d_in, hidden, x_row, x_column,
+    x, w1_t, parts, n, d_in, hidden,
     TN: tl.constexpr, TH: tl.constexpr, TD: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """``x @ w1`` (N, H), summed over ``SPAN`` of the inputs each: ``parts`` (parts, N, H).
@@ -23,6 +23,7 @@ def hidden_parts(
     One sum over all inputs would leave most of a GPU idle, and sums in whichever order blocks come would not
     repeat.
     """
+    tl.static_assert(SPAN % TD == 0)  # a tile does not reach into the next part
     tile_h, tile_n, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     rows = tile_n * TN + tl.arange(0, TN)
     units = tile_h * TH + tl.arange(0, TH)
@@ -30,9 +31,7 @@ def hidden_parts(
     for start in range(0, SPAN, TD):
         inputs = part * SPAN + start + tl.arange(0, TD)
         there = inputs < d_in
-        a = tl.load(
-            x + rows[:, None] * x_row + inputs[None, :] * x_column, (rows < n)[:, None] & there[None, :], 0.0
-        )
+        a = tl.load(x + rows[:, None] * d_in + inputs[None, :], (rows < n)[:, None] & there[None, :], 0.0)
         b = tl.load(
             w1_t + units[None, :] * d_in + inputs[:, None], (units < hidden)[None, :] & there[:, None], 0.0
         )
@@ -46,7 +45,7 @@ def hidden_parts(
 
 @triton.jit
 def middle(
-    parts, y, w2, b1, b2, h, grad, diff, n, hidden, d_out, y_row, y_column,
+    parts, y, w2, b1, b2, h, grad, diff, n, hidden, d_out,
     PARTS: tl.constexpr, TN: tl.constexpr, TH: tl.constexpr, TO: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Of some rows all that lies between the two products with the inputs.
@@ -78,7 +77,7 @@ def middle(
     known = (rows < n)[:, None] & (outputs < d_out)[None, :]
     if BIAS:
         y_pred += tl.load(b2 + outputs, outputs < d_out, 0.0)[None, :]
-    targets = tl.load(y + rows[:, None] * y_row + outputs[None, :] * y_column, known, 0.0)
+    targets = tl.load(y + rows[:, None] * d_out + outputs[None, :], known, 0.0)
     off = tl.where(known, y_pred - targets, 0.0)
     tl.store(diff + rows[:, None] * d_out + outputs[None, :], off, known)
     tl.debug_barrier()  # threads read what others of the block wrote to h
@@ -92,13 +91,14 @@ def middle(
             0.0,
         )
         back = tl.sum(off[:, None, :] * weights[None, :, :], axis=2)
-        # h is 0 exactly where the pre-activation was not positive: what relu lets through is seen in it
-        tl.store(grad + place, tl.where(tl.load(h + place, there, 0.0) > 0, back, 0.0), there)
+        # h is 0 exactly where the pre-activation was not positive: what relu lets through is seen in it, and
+        # that is a NaN too
+        tl.store(grad + place, tl.where(tl.load(h + place, there, 0.0) <= 0, 0.0, back), there)
 
 
 @triton.jit
 def update(
-    x, w1_t, w2, b1, b2, h, grad, diff, loss, n, d_in, hidden, d_out, x_row, x_column, rate,
+    x, w1_t, w2, b1, b2, h, grad, diff, loss, n, d_in, hidden, d_out, rate,
     TN: tl.constexpr, TH: tl.constexpr, TD: tl.constexpr, TO: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """All parameters plus ``rate`` times a product with the batch, in place; and the loss (1,)."""
@@ -115,7 +115,7 @@ def update(
                 0.0,
             )
             b = tl.load(
-                x + rows[:, None] * x_row + inputs[None, :] * x_column,
+                x + rows[:, None] * d_in + inputs[None, :],
                 (rows < n)[:, None] & (inputs < d_in)[None, :],
                 0.0,
             )

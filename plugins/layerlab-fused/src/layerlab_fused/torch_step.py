@@ -52,9 +52,10 @@ class TorchStep:
         _relu_backward(grad, h, 0, grad_input=grad)  # (H, N)
         w.w2.addmm_(h, self._diff_t, alpha=rate)
         w.w1_t.addmm_(grad, x, alpha=rate)
-        if w.b1 is not None and w.b2 is not None:
-            # sums over the batch, as products with ones: one operation with the update
+        # sums over the batch, as products with ones: one operation with the update
+        if w.b1 is not None:
             w.b1.addmv_(grad, self._ones, alpha=rate)
+        if w.b2 is not None:
             w.b2.addmv_(diff, self._ones, alpha=rate)
         return loss
 
