@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -252,6 +254,62 @@ def test_a_plan_of_another_size_is_refused() -> None:
         layerlab_fused.compiled._step.step(b"", 0, 0, 1)
 
 
+class TestWhereKernelsAreBuilt:
+    """Whether the step on CUDA is our kernels, as far as can be seen without one."""
+
+    cuda = torch.device("cuda")
+
+    @pytest.fixture(autouse=True)
+    def _anew(self) -> Iterator[None]:
+        layerlab_fused.kernels_for.cache_clear()
+        yield
+        layerlab_fused.kernels_for.cache_clear()
+
+    @pytest.fixture
+    def tried(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+        """Where they were tried; our modules are the real ones, with a Triton that compiles nothing."""
+        stands_in = importlib.util.find_spec("triton") is None
+        if stands_in:
+            (tmp_path / "triton").mkdir()
+            (tmp_path / "triton" / "__init__.py").write_text("def jit(function):\n    return function\n")
+            (tmp_path / "triton" / "language.py").write_text("")
+            monkeypatch.syspath_prepend(tmp_path)
+        devices: list[torch.device] = []
+        monkeypatch.setattr("layerlab_fused.triton_step.try_out", devices.append)
+        yield devices
+        if stands_in:
+            monkeypatch.undo()
+            for name in ("triton", "triton.language"):
+                del sys.modules[name]
+            for name in ("kernels", "triton_step"):
+                del sys.modules[f"layerlab_fused.{name}"]
+                delattr(layerlab_fused, name)
+
+    def test_they_are_tried_once_a_device(self, tried: list[torch.device]) -> None:
+        """And are what is made from then on."""
+        other = torch.device("cuda:1")
+        kinds = [layerlab_fused.kernels_for(device) for device in (self.cuda, self.cuda, other, self.cuda)]
+        assert {kind.__name__ for kind in kinds} == {"TritonStep"}
+        assert tried == [self.cuda, other]
+
+    @pytest.mark.usefixtures("tried")
+    def test_what_cannot_be_built_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No compiler, no headers, nowhere to write: it is said once."""
+
+        def broken(_: torch.device) -> None:
+            raise RuntimeError("Failed to find C compiler")
+
+        monkeypatch.setattr("layerlab_fused.triton_step.try_out", broken)
+        with pytest.warns(UserWarning, match="cannot be built, torch's .* Failed to find C compiler"):
+            assert layerlab_fused.kernels_for(self.cuda) is None
+        assert layerlab_fused.kernels_for(self.cuda) is None
+
+    @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="Triton is installed")
+    def test_without_triton_they_are_torchs(self) -> None:
+        """Which is no news to whoever has a torch without it."""
+        assert layerlab_fused.kernels_for(self.cuda) is None
+
+
 @pytest.mark.gpu
 class TestOnCuda:
     """The kernels, and torch's operations, on the device."""
@@ -303,23 +361,6 @@ class TestOnCuda:
         for name, p, q in pairs(one.params(), before):
             assert (p == q).all(), name
         assert [float(one.step(*batch)) for _ in range(5)] == losses
-
-    def test_what_cannot_be_built_is_torchs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """No compiler, no headers, nowhere to write: it is said, and the step is made."""
-
-        def broken(_: torch.device) -> None:
-            raise RuntimeError("Failed to find C compiler")
-
-        monkeypatch.setattr("layerlab_fused.triton_step.try_out", broken)
-        layerlab_fused.triton_step.cache_clear()
-        try:
-            params, x, y, lr = problem(8, 6, 5, 3, bias=True)
-            tier = on_cuda(params, lr)
-            with pytest.warns(UserWarning, match="cannot be built, torch's .* Failed to find C compiler"):
-                tier.step(*(torch.tensor(a, dtype=torch.float32, device="cuda") for a in (x, y)))
-            assert type(tier._steps[8]) is TorchStep
-        finally:
-            layerlab_fused.triton_step.cache_clear()
 
     def test_rows_that_begin_anywhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A minibatch lies where a kernel that was compiled for whole vectors must not read; replayed too."""

@@ -91,9 +91,9 @@ def make_step(weights: Weights, rate: float, n: int) -> Callable[[Tensor, Tensor
     if device.type == "cpu" and compiles:
         return CompiledStep(weights, rate, n)
     if device.type == "cuda" and dtype == torch.float32 and _is_small(weights, n):
-        kernels = triton_step(device)
-        if kernels is not None:
-            return kernels(weights, rate, n)  # type: ignore[no-any-return]  # it is not known before it is tried
+        kind = kernels_for(device)
+        if kind is not None:
+            return kind(weights, rate, n)  # type: ignore[no-any-return]  # it is not known before it is tried
     return TorchStep(weights, rate, n)
 
 
@@ -106,7 +106,7 @@ def _is_small(weights: Weights, n: int) -> bool:
 
 
 @functools.cache
-def triton_step(device: torch.device) -> Any:
+def kernels_for(device: torch.device) -> Any:
     """`TritonStep` where its kernels can be built, else None.
 
     Triton comes with torch where torch comes with CUDA. It needs a C compiler, Python's headers and a folder
