@@ -240,7 +240,7 @@ def _tiers(config: dict[str, Any]) -> str:
 def _cuda(found: dict[str, Any]) -> str:
     """What a bench on CUDA gave."""
     if "cuda" not in found:
-        return ""
+        return f"On CUDA nothing of this page was measured; `{CUDA_BENCH}` does.\n\n"
     bench = found["cuda"]
     refused = bench["configs"][0]["refused"]
     return CUDA_TEXT.format(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,3 +89,21 @@ class TestPeak:
         del before
         machine.give_back()
         assert machine.Peak(torch.device("cpu")).grown() < 0.5 * held.nbytes
+
+
+def test_what_was_kept_is_not_looked_through_and_what_comes_later_is_given_back() -> None:
+    """Modules stay out of every collection; a cycle that was made after them does not."""
+
+    class Holds:
+        def __init__(self) -> None:
+            self.itself = self
+
+    machine.keep_modules()
+    try:
+        looked_through = len(gc.get_objects())
+        assert gc.get_freeze_count() > 10 * looked_through
+        seen = weakref.ref(Holds())
+        machine.give_back()
+        assert seen() is None
+    finally:
+        gc.unfreeze()

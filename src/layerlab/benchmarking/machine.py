@@ -90,6 +90,15 @@ def give_back() -> None:
         trim(0)
 
 
+def keep_modules() -> None:
+    """Takes what is alive now, modules above all, from what `give_back` looks through.
+
+    With Lightning and MLflow that is half a million objects, and a quarter of a second in front of every mode.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class Peak:
     """The most memory that is held from here on beyond what is held now; made after `give_back`.
 

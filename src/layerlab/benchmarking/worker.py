@@ -15,7 +15,7 @@ import torch
 from layerlab import registry
 from layerlab.benchmarking.audit import KNOWN, audit_steps
 from layerlab.benchmarking.floor import products
-from layerlab.benchmarking.machine import Peak, changed, give_back, machine, settings, settle
+from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.conformance import check
@@ -62,6 +62,7 @@ class Worker:
         self._store = store
         self._recorder: Recorder | None = None
         self._peak = 0
+        self._kept = False
 
     def begun(self) -> dict[str, Any]:
         """The machine and the settings, as this process sees them."""
@@ -107,6 +108,11 @@ class Worker:
         seconds, and an audit takes longer than what it looks at.
         """
         self._take(sizes)
+        if not self._kept:
+            if {"lightning", "tracked"} & {mode for mode, *_ in asked}:
+                import layerlab.training  # noqa: F401 -- what it imports is alive from here on
+            keep_modules()
+            self._kept = True
         ways = {
             "floor": self._floor,
             "bare": self._bare,
