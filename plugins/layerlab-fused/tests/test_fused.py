@@ -30,11 +30,17 @@ except ImportError:
 STEPS = 50
 
 
-# Every way to make a step on the CPU: the kernel for any processor, the best for this one, torch's.
+# Every way to make a step on the CPU: the kernels that this processor has, and torch's operations.
 needs_compiled = pytest.mark.skipif(CompiledStep is None, reason="built without a C compiler that has OpenMP")
+WIDEST = layerlab_fused.compiled._step.WIDEST if CompiledStep else 0
 KINDS = {
-    "any": pytest.param(partial(CompiledStep, kernel=0) if CompiledStep else None, marks=needs_compiled),
-    "widest": pytest.param(CompiledStep, marks=needs_compiled),
+    **{
+        name: pytest.param(
+            partial(CompiledStep, kernel=kernel) if CompiledStep else None, marks=needs_compiled
+        )
+        for kernel, name in ((0, "any"), (2, "avx2"), (4, "avx512"))
+        if kernel <= WIDEST
+    },
     "torch": TorchStep,
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))

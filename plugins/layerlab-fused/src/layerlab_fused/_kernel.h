@@ -1,34 +1,36 @@
 /* One training step for one type of number and one set of instructions; included once for each pair of them.
 
-   Defined by who includes it: REAL, the type; INTEGER, one as wide; WIDTH, the bytes of a vector; NAME(x), x with a
-   suffix of its own.
+   Defined by who includes it: REAL, the type; INTEGER, one as wide; WIDTH, the bytes of a vector; ROWS, those of
+   a tile, at most 8; NAME(x), x with a suffix of its own.
 
    Every thread owns a span of hidden units: their rows of w1_t and of w2, and their b1. Nobody else reads or
    writes these while a step runs, and they stay in the cache of the processor that works on them. Only the
    predictions are sums over all hidden units: each thread leaves its share of them, and between the two halves
    of a step the threads wait for each other, once.
 
-   A tile of 4 x 3 vectors of sums stays in registers: 12 multiply-adds for every 7 loads, which is what a
-   processor with two of the one and two to three of the other in a cycle can sustain. */
+   A tile of ROWS x 3 vectors of sums stays in registers. With 4 rows that is 12 multiply-adds for every 7 loads,
+   which is what a processor with two of the one and two to three of the other in a cycle can sustain; with 8,
+   where there are 32 registers, it is 24 for every 11. */
 
 #define VEC NAME(vec)
-#define HALF NAME(half)
+#define PART NAME(part)
 #define MASK NAME(mask)
 #define LANES ((ptrdiff_t)(WIDTH / sizeof(REAL)))
 #define AT(p) (*(VEC *)(p))
 #define READ(p) (*(const VEC *)(p))
-#define EACH(i, n) _Pragma("GCC unroll 4") for (int i = 0; i < (n); i++)
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 
 typedef REAL VEC __attribute__((vector_size(WIDTH), aligned(sizeof(REAL)), may_alias));
-typedef REAL HALF __attribute__((vector_size(WIDTH / 2), aligned(sizeof(REAL)), may_alias));
+typedef REAL PART __attribute__((vector_size(16), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER MASK __attribute__((vector_size(WIDTH)));
 
 INLINE REAL NAME(total)(VEC v)
 {
-    const HALF *halves = (const HALF *)&v;
-    const HALF half = halves[0] + halves[1];
-    REAL sum = half[0];
-    EACH(i, (int)LANES / 2 - 1) sum += half[i + 1];
+    const PART *parts = (const PART *)&v;
+    PART part = parts[0];
+    EACH(i, WIDTH / 16 - 1) part += parts[i + 1];
+    REAL sum = part[0];
+    EACH(i, (int)(16 / sizeof(REAL)) - 1) sum += part[i + 1];
     return sum;
 }
 
@@ -42,7 +44,7 @@ INLINE VEC NAME(rest)(const REAL *end, MASK there)
 INLINE void NAME(dots)(int rows, int cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
                        ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
 {
-    VEC sums[4][3], from_b[3];
+    VEC sums[ROWS][3], from_b[3];
     ptrdiff_t i = 0;
     EACH(r, rows) EACH(c, cols) sums[r][c] = (VEC){0};
     for (; i + LANES <= k; i += LANES) {
@@ -73,7 +75,7 @@ INLINE void NAME(dots)(int rows, int cols, ptrdiff_t k, const REAL *a, ptrdiff_t
 INLINE void NAME(outer)(int rows, int vecs, ptrdiff_t n, const REAL *factors, ptrdiff_t step, ptrdiff_t apart,
                         const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
 {
-    VEC sums[4][3], from_x[3];
+    VEC sums[ROWS][3], from_x[3];
     EACH(r, rows) EACH(v, vecs) sums[r][v] = READ(w + r * ldw + v * LANES);
     for (ptrdiff_t i = 0; i < n; i++) {
         EACH(v, vecs) from_x[v] = READ(x + i * ldx + v * LANES);
@@ -98,7 +100,7 @@ INLINE void NAME(outer_along)(int rows, ptrdiff_t cols, ptrdiff_t n, const REAL 
                               ptrdiff_t apart, const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
 {
     ptrdiff_t c = 0;
-    REAL last[4][LANES] = {{0}};
+    REAL last[ROWS][LANES] = {{0}};
     for (; c + 3 * LANES <= cols; c += 3 * LANES)
         NAME(outer)(rows, 3, n, factors, step, apart, x + c, ldx, w + c, ldw);
     for (; c + LANES <= cols; c += LANES) NAME(outer)(rows, 1, n, factors, step, apart, x + c, ldx, w + c, ldw);
@@ -109,12 +111,17 @@ INLINE void NAME(outer_along)(int rows, ptrdiff_t cols, ptrdiff_t n, const REAL 
     for (int r = 0; r < rows; r++) memcpy(w + r * ldw + c, last[r], (size_t)(cols - c) * sizeof(REAL));
 }
 
-#define BY_ROWS(function, rows, ...)                \
-    switch (rows) {                                 \
-    case 1: NAME(function)(1, __VA_ARGS__); break;  \
-    case 2: NAME(function)(2, __VA_ARGS__); break;  \
-    case 3: NAME(function)(3, __VA_ARGS__); break;  \
-    default: NAME(function)(4, __VA_ARGS__); break; \
+/* The last is a whole tile; of four rows there is none with more. */
+#define BY_ROWS(function, rows, ...)                                   \
+    switch (rows) {                                                    \
+    case 1: NAME(function)(1, __VA_ARGS__); break;                     \
+    case 2: NAME(function)(2, __VA_ARGS__); break;                     \
+    case 3: NAME(function)(3, __VA_ARGS__); break;                     \
+    case 4: NAME(function)(4, __VA_ARGS__); break;                     \
+    case 5: NAME(function)(ROWS < 5 ? ROWS : 5, __VA_ARGS__); break;   \
+    case 6: NAME(function)(ROWS < 6 ? ROWS : 6, __VA_ARGS__); break;   \
+    case 7: NAME(function)(ROWS < 7 ? ROWS : 7, __VA_ARGS__); break;   \
+    default: NAME(function)(ROWS, __VA_ARGS__); break;                 \
     }
 
 static NOINLINE void NAME(dots_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
@@ -135,9 +142,9 @@ static NOINLINE void NAME(outer_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t n,
 /* h = relu(w1_t @ x.T + b1) of the thread's hidden units, and their share of the predictions. */
 static void NAME(forward)(const Plan *p, const void *inputs, ptrdiff_t thread, ptrdiff_t threads)
 {
-    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld;
+    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld, ldw = p->ldw;
     const ptrdiff_t first = p->hidden * thread / threads, own = p->hidden * (thread + 1) / threads - first;
-    const REAL *x = inputs, *w1_t = (REAL *)p->w1_t + first * d_in, *w2 = (REAL *)p->w2 + first * d_out;
+    const REAL *x = inputs, *w1_t = (REAL *)p->w1_t + first * ldw, *w2 = (REAL *)p->w2 + first * d_out;
     const REAL *b1 = p->b1, *b2 = p->b2;
     REAL *h = (REAL *)p->h + first * ld, *share = (REAL *)p->shares + thread * d_out * ld;
 
@@ -145,7 +152,7 @@ static void NAME(forward)(const Plan *p, const void *inputs, ptrdiff_t thread, p
         for (ptrdiff_t j = 0; j < n; j++) h[i * ld + j] = b1 ? b1[first + i] : 0;
     for (ptrdiff_t k = 0; k < d_in; k += DEPTH)
         for (ptrdiff_t j = 0; j < n; j += BATCH)
-            NAME(dots_of)(own, MIN(n - j, BATCH), MIN(d_in - k, DEPTH), w1_t + k, d_in, x + j * d_in + k, d_in,
+            NAME(dots_of)(own, MIN(n - j, BATCH), MIN(d_in - k, DEPTH), w1_t + k, ldw, x + j * d_in + k, d_in,
                           h + j, ld);
     for (ptrdiff_t i = 0; i < own; i++)
         /* what is not a number stays so */
@@ -187,10 +194,10 @@ static double NAME(differences)(const Plan *p, const REAL *y, REAL *diff, ptrdif
 static void NAME(backward)(const Plan *p, const void *inputs, const void *targets, ptrdiff_t thread,
                            ptrdiff_t threads, double *loss)
 {
-    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld;
+    const ptrdiff_t d_in = p->d_in, d_out = p->d_out, n = p->n, ld = p->ld, ldw = p->ldw;
     const ptrdiff_t first = p->hidden * thread / threads, own = p->hidden * (thread + 1) / threads - first;
     const REAL *x = inputs, *h = (REAL *)p->h + first * ld;
-    REAL *w1_t = (REAL *)p->w1_t + first * d_in, *w2 = (REAL *)p->w2 + first * d_out, *b1 = p->b1;
+    REAL *w1_t = (REAL *)p->w1_t + first * ldw, *w2 = (REAL *)p->w2 + first * d_out, *b1 = p->b1;
     REAL *grad = (REAL *)p->grad + first * ld, *diff = (REAL *)p->diffs + thread * d_out * ld;
     REAL *tile = (REAL *)p->tiles + thread * BATCH * COLUMNS;
 
@@ -215,12 +222,12 @@ static void NAME(backward)(const Plan *p, const void *inputs, const void *target
             const ptrdiff_t rows = MIN(n - j, BATCH), cols = MIN(d_in - k, COLUMNS);
             for (ptrdiff_t r = 0; r < rows; r++)
                 memcpy(tile + r * COLUMNS, x + (j + r) * d_in + k, (size_t)cols * sizeof(REAL));
-            NAME(outer_of)(own, cols, rows, grad + j, 1, ld, tile, COLUMNS, w1_t + k, d_in);
+            NAME(outer_of)(own, cols, rows, grad + j, 1, ld, tile, COLUMNS, w1_t + k, ldw);
         }
 }
 
 #undef VEC
-#undef HALF
+#undef PART
 #undef MASK
 #undef LANES
 #undef AT

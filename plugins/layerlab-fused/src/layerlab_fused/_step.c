@@ -17,10 +17,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Rows of w1_t in a tile; numbers of a dot product, rows of x and columns of w1_t in a block: what is used again
-   and again should be in the second cache (DEPTH x (BATCH + a thread's hidden units) numbers), and a tile's
-   share of it in the first. */
-enum { ROWS = 4, DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
+/* Numbers of a dot product, rows of x and columns of w1_t in a block: what is used again and again should be in
+   the second cache (DEPTH x (BATCH + a thread's hidden units) numbers), and a tile's share of it in the first. */
+enum { DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define INLINE static inline __attribute__((always_inline))
@@ -28,15 +27,17 @@ enum { ROWS = 4, DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
 
 typedef struct {
     ptrdiff_t d_in, hidden, d_out, n, ld; /* ld: n rounded up to whole vectors */
+    ptrdiff_t ldw;                        /* from a row of w1_t to the next, at least d_in */
     ptrdiff_t kernel;                     /* an index of `kernels` */
     double rate;                          /* what y_pred - y is multiplied by before it is carried back */
-    void *w1_t, *w2, *b1, *b2;            /* (hidden, d_in), (hidden, d_out), (hidden), (d_out) or NULL */
+    void *w1_t, *w2, *b1, *b2;            /* (hidden, ldw), (hidden, d_out), (hidden), (d_out) or NULL */
     void *h, *grad;                       /* (hidden, ld) each; beyond n columns they are 0 */
     void *shares, *diffs;                 /* (threads, d_out, ld) each */
     void *tiles;                          /* (threads, BATCH, COLUMNS) */
 } Plan;
 
 #define WIDTH 16
+#define ROWS 4
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) x##_float_any
@@ -52,12 +53,14 @@ typedef struct {
 #undef INTEGER
 #undef NAME
 #undef WIDTH
+#undef ROWS
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define WIDTH 32
+#define ROWS 4
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) x##_float_avx2
@@ -73,6 +76,30 @@ typedef struct {
 #undef INTEGER
 #undef NAME
 #undef WIDTH
+#undef ROWS
+#pragma GCC pop_options
+
+#define HAS_AVX512 HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512dq")
+#define WIDTH 64
+#define ROWS 8
+#define REAL float
+#define INTEGER int32_t
+#define NAME(x) x##_float_avx512
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#define REAL double
+#define INTEGER int64_t
+#define NAME(x) x##_double_avx512
+#include "_kernel.h"
+#undef REAL
+#undef INTEGER
+#undef NAME
+#undef WIDTH
+#undef ROWS
 #pragma GCC pop_options
 #endif
 
@@ -81,13 +108,15 @@ typedef struct {
     void (*backward)(const Plan *, const void *, const void *, ptrdiff_t, ptrdiff_t, double *);
 } Kernel;
 
-/* For any processor, float and double; then for one with AVX2. */
+/* For any processor, float and double; then for one with AVX2, and for one with AVX-512. */
 static const Kernel kernels[] = {
     {forward_float_any, backward_float_any},
     {forward_double_any, backward_double_any},
 #ifdef HAS_AVX2
     {forward_float_avx2, backward_float_avx2},
     {forward_double_avx2, backward_double_avx2},
+    {forward_float_avx512, backward_float_avx512},
+    {forward_double_avx512, backward_double_avx512},
 #endif
 };
 
@@ -154,6 +183,7 @@ PyMODINIT_FUNC PyInit__step(void)
     int widest = 0;
 #ifdef HAS_AVX2
     if (HAS_AVX2) widest = 2;
+    if (HAS_AVX512) widest = 4;
 #endif
     if (module
         && (PyModule_AddIntConstant(module, "WIDEST", widest) || PyModule_AddIntConstant(module, "BATCH", BATCH)

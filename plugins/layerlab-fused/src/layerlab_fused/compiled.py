@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from layerlab_fused.weights import Weights
 
 # Numbers of a buffer's row are whole vectors of the widest kernel.
-_LANES = 8
+_LANES = 16
 # Which of a pair of kernels computes in what.
 _KERNELS = {torch.float32: 0, torch.float64: 1}
 # A thread that is woken should have this much to do, in additions and multiplications: some ten microseconds.
@@ -81,6 +81,15 @@ class CompiledStep:
         kernel = self._kernel + _KERNELS[self._dtype]
         addresses = [0 if p is None else p.data_ptr() for p in (w.w1_t, w.w2, w.b1, w.b2, *self._buffers)]
         self._plan = struct.pack(
-            f"@6nd{len(addresses)}P", d_in, hidden, d_out, n, ld, kernel, self._rate, *addresses
+            f"@7nd{len(addresses)}P",
+            d_in,
+            hidden,
+            d_out,
+            n,
+            ld,
+            w.w1_t.stride(0),
+            kernel,
+            self._rate,
+            *addresses,
         )
         self._threads = threads
