@@ -93,7 +93,7 @@ def give_back() -> None:
 def keep_modules() -> None:
     """Takes what is alive now, modules above all, from what `give_back` looks through.
 
-    With Lightning and MLflow that is half a million objects, and a quarter of a second in front of every mode.
+    With Lightning and MLflow that is half a million objects, and a quarter of a second before every mode.
     """
     gc.collect()
     gc.freeze()
