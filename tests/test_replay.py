@@ -207,11 +207,6 @@ def test_a_step_that_raises_is_named() -> None:
 class TestOnCuda:
     """The graphs themselves."""
 
-    @pytest.fixture(autouse=True)
-    def _on_cuda(self) -> None:
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device on this machine")
-
     def test_replayed_steps_are_the_oracles(self) -> None:
         """As on the CPU, with nothing in Python's hands."""
         every("cuda", lambda: CudaGraphs(torch.device("cuda")))
@@ -221,7 +216,7 @@ class TestOnCuda:
     def test_what_is_replayed_is_what_would_be_called(self, name: str, precision: str) -> None:
         """The same operations: losses and parameters to the rounding of some of them."""
         tier = registry.load(registry.find(name))
-        assert tier.capturable
+        assert tier.says_capturable()
         device = torch.device("cuda")
         dtype = torch.float64 if precision == "64-true" else torch.float32
         rel = {"32-true": 1e-4, "64-true": 1e-12, "bf16-mixed": 1e-2}[precision]
@@ -255,7 +250,7 @@ class TestOnCuda:
             expected = losses if expected is None else expected
             np.testing.assert_allclose(losses, expected, rtol=1e-12)
 
-    def test_the_bench_s_tiers_and_every_other_are_replayed_on_cuda(self) -> None:
+    def test_only_the_class_that_says_so_is_replayed(self) -> None:
         """What makes the steps of a tier that says so, on the device."""
         for tier, kind in ((Plain, ReplayedSteps), (type("Derived", (Plain,), {}), CalledSteps)):
             made = steps_of(

@@ -320,11 +320,6 @@ class TestWhereKernelsAreBuilt:
 class TestOnCuda:
     """The kernels, and torch's operations, on the device."""
 
-    @pytest.fixture(autouse=True)
-    def _on_cuda(self) -> None:
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA device on this machine")
-
     def test_the_whole_suite(self) -> None:
         """Every check, with the tensors on the device."""
         report = layerlab.check("fused", accelerator="gpu")
