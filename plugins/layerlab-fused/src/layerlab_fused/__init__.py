@@ -21,6 +21,7 @@ try:
     from layerlab_fused.compiled import CompiledStep
 except ImportError:  # the wheel was built where there is no compiler
     CompiledStep = None  # type: ignore[assignment,misc]
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
