@@ -64,11 +64,14 @@ def measure(part: str, folder: Path) -> Any:
 
 def take_over(found: dict[str, Any], file: str, commit: str) -> None:
     """Adds the figures of a bench on CUDA, made elsewhere of a commit."""
-    figures = json.loads(Path(file).read_text())
-    about = figures["machine"]
+    try:
+        figures = json.loads(Path(file).read_text())
+        about, rows = figures["machine"], figures["configs"][0]["rows"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SystemExit(f"{file}: no output of `layerlab bench --json`: {error!r}") from None
     if about["device"] == "cpu":
         raise SystemExit(f"{file}: measured on a CPU")
-    missing = {"fused", *BUILTINS[1:]} - {row["tier"] for row in figures["configs"][0]["rows"]}
+    missing = {"fused", *BUILTINS[1:]} - {row["tier"] for row in rows}
     if missing:
         raise SystemExit(f"{file}: no row for {', '.join(sorted(missing))}")
     found["cuda"] = figures

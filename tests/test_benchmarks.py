@@ -77,6 +77,9 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     file.write_text(json.dumps(bench))
     with pytest.raises(SystemExit, match="no row for fused"):
         performance.take_over(found, str(file), "0123abc")
+    file.write_text("{}")
+    with pytest.raises(SystemExit, match="no output of `layerlab bench --json`: KeyError"):
+        performance.take_over(found, str(file), "0123abc")
     assert json.dumps(found) == before
 
 
