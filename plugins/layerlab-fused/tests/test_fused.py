@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -78,6 +79,7 @@ BLOCKED = [
     (9, 2049, 3, 1),
     (3, 7, 2, 97),
     (64, 192, 8, 3),
+    (66, 120, 7, 6),
 ]
 # On CUDA: the default problem, one of the most outputs that the kernels take, and one that they do not.
 LARGE = [(64, 1000, 100, 10), (64, 1000, 300, 32), (64, 1000, 600, 3)]
@@ -157,6 +159,46 @@ def test_what_does_not_fill_a_block_is_computed_too(shape: tuple[int, ...], kind
     # Of the sums of a step the longest has so many terms, each rounded; what is in the loss is squared.
     rel = 4 * sum(shape) * 2.0**-24
     assert_follows(make(params, lr, kind, torch.float32), params, x, y, lr, steps=1, rel=rel)
+
+
+# A batch that ends where memory does that must not be read: whatever reads on is killed by the system.
+AT_THE_END = """
+import ctypes, mmap, sys
+import numpy as np, torch
+from layerlab import Params
+from layerlab_fused.compiled import CompiledStep
+from layerlab_fused.weights import Weights
+
+def at_the_end(*shape):
+    size = int(np.prod(shape))
+    pages = -(-size * 4 // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    whole = np.frombuffer(memory, dtype=np.float32)
+    behind = whole.ctypes.data + pages * mmap.PAGESIZE
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), mmap.PAGESIZE, 0) == 0
+    given = whole[pages * mmap.PAGESIZE // 4 - size :][:size].reshape(shape)
+    given[...] = 1
+    return torch.from_numpy(given)
+
+cpu, rng = torch.device("cpu"), np.random.default_rng(0)
+for kernel in map(int, sys.argv[1:]):
+    for n, d_in, hidden, d_out in [(1, 1, 1, 1), (3, 31, 7, 3), (65, 193, 6, 4), (66, 120, 7, 5)]:
+        params = Params(rng.standard_normal((d_in, hidden)), rng.standard_normal((hidden, d_out)))
+        step = CompiledStep(Weights.of(params, cpu, torch.float32), -1e-6, n, kernel)
+        assert np.isfinite(step(at_the_end(n, d_in), at_the_end(n, d_out)))
+print("all")
+"""
+
+
+@needs_compiled
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect is called as Linux has it")
+def test_nothing_is_read_that_is_behind_a_batch() -> None:
+    """The last rows are whole vectors for none of the kernels: they are not taken for it."""
+    kernels = [str(kernel) for kernel in range(0, WIDEST + 1, 2)]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, *kernels], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr
 
 
 @every_kind

@@ -1,16 +1,16 @@
 /* One training step for one type of number and one set of instructions; included once for each pair of them.
 
-   Defined by who includes it: REAL, the type; INTEGER, one as wide; WIDTH, the bytes of a vector; ROWS, those of
-   a tile, at most 8; NAME(x), x with a suffix of its own.
+   Defined by who includes it: REAL, the type; INTEGER, one as wide; WIDTH, the bytes of a vector; ROWS and COLS,
+   how many vectors of sums are a tile, at most 6 x 4; NAME(x), x with a suffix of its own.
 
    Every thread owns a span of hidden units: their rows of w1_t and of w2, and their b1. Nobody else reads or
    writes these while a step runs, and they stay in the cache of the processor that works on them. Only the
    predictions are sums over all hidden units: each thread leaves its share of them, and between the two halves
    of a step the threads wait for each other, once.
 
-   A tile of ROWS x 3 vectors of sums stays in registers. With 4 rows that is 12 multiply-adds for every 7 loads,
-   which is what a processor with two of the one and two to three of the other in a cycle can sustain; with 8,
-   where there are 32 registers, it is 24 for every 11. */
+   A tile stays in registers. With 4 x 3 sums that is 12 multiply-adds for every 7 loads, which is what a processor
+   with two of the one and two to three of the other in a cycle can sustain; with 6 x 4, where there are 32
+   registers, it is 24 for every 10. */
 
 #define VEC NAME(vec)
 #define PART NAME(part)
@@ -34,7 +34,33 @@ INLINE REAL NAME(total)(VEC v)
     return sum;
 }
 
-/* The last `count` of the numbers before `end`, at the places that they have there, and 0 before them. */
+#if COLS == 4 /* never with Clang, which shuffles by constants alone that the source spells out */
+/* In each 16 bytes of the result: the sums of neighbours in those of a, and behind them the sums of those in b. */
+INLINE VEC NAME(fold)(VEC a, VEC b)
+{
+    enum { MANY = 16 / sizeof(REAL), HALF = MANY / 2 };
+    MASK even, odd;
+    EACH(i, LANES) {
+        even[i] = i / MANY * MANY + i % HALF * 2 + i % MANY / HALF * LANES;
+        odd[i] = even[i] + 1;
+    }
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+
+/* out[c] += the sum of what is in v[c], for four vectors: one by one each takes a dozen instructions. */
+INLINE void NAME(totals)(const VEC *v, REAL *out)
+{
+    VEC sums[] = {NAME(fold)(v[0], v[1]), NAME(fold)(v[2], v[3])};
+    if (sizeof(REAL) == 4) sums[0] = NAME(fold)(sums[0], sums[1]);
+    EACH(j, (int)sizeof(REAL) / 4) {
+        PART part = ((const PART *)&sums[j])[0];
+        EACH(i, WIDTH / 16 - 1) part += ((const PART *)&sums[j])[i + 1];
+        ((PART *)out)[j] += part;
+    }
+}
+#endif
+
+/* The last of the numbers before `end`, those that are `there`, at the places that they have, and 0 before them. */
 INLINE VEC NAME(rest)(const REAL *end, MASK there)
 {
     return (VEC)((MASK)READ(end - LANES) & there);
@@ -44,30 +70,35 @@ INLINE VEC NAME(rest)(const REAL *end, MASK there)
 INLINE void NAME(dots)(int rows, int cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
                        ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
 {
-    VEC sums[ROWS][3], from_b[3];
+    VEC sums[ROWS][COLS], from_a[ROWS];
     ptrdiff_t i = 0;
     EACH(r, rows) EACH(c, cols) sums[r][c] = (VEC){0};
     for (; i + LANES <= k; i += LANES) {
-        EACH(c, cols) from_b[c] = READ(b + c * ldb + i);
-        EACH(r, rows) {
-            const VEC from_a = READ(a + r * lda + i);
-            EACH(c, cols) sums[r][c] += from_a * from_b[c];
+        EACH(r, rows) from_a[r] = READ(a + r * lda + i);
+        EACH(c, cols) {
+            const VEC from_b = READ(b + c * ldb + i);
+            EACH(r, rows) sums[r][c] += from_a[r] * from_b;
         }
     }
     if (i < k && k > LANES) { /* a vector that ends where the rows do, without what was in the one before */
         MASK there = {0};
         for (ptrdiff_t lane = LANES - (k - i); lane < LANES; lane++) there[lane] = -1;
-        EACH(c, cols) from_b[c] = NAME(rest)(b + c * ldb + k, there);
-        EACH(r, rows) {
-            const VEC from_a = NAME(rest)(a + r * lda + k, there);
-            EACH(c, cols) sums[r][c] += from_a * from_b[c];
+        EACH(r, rows) from_a[r] = NAME(rest)(a + r * lda + k, there);
+        EACH(c, cols) {
+            const VEC from_b = NAME(rest)(b + c * ldb + k, there);
+            EACH(r, rows) sums[r][c] += from_a[r] * from_b;
         }
         i = k;
     }
-    EACH(r, rows) EACH(c, cols) {
-        REAL sum = NAME(total)(sums[r][c]);
-        for (ptrdiff_t j = i; j < k; j++) sum += a[r * lda + j] * b[c * ldb + j];
-        out[r * ldo + c] += sum;
+    EACH(r, rows) {
+        REAL *to = out + r * ldo;
+#if COLS == 4
+        if (cols == COLS) NAME(totals)(sums[r], to);
+        else
+#endif
+            EACH(c, cols) to[c] += NAME(total)(sums[r][c]);
+        EACH(c, cols)
+            for (ptrdiff_t j = i; j < k; j++) to[c] += a[r * lda + j] * b[c * ldb + j];
     }
 }
 
@@ -75,7 +106,7 @@ INLINE void NAME(dots)(int rows, int cols, ptrdiff_t k, const REAL *a, ptrdiff_t
 INLINE void NAME(outer)(int rows, int vecs, ptrdiff_t n, const REAL *factors, ptrdiff_t step, ptrdiff_t apart,
                         const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
 {
-    VEC sums[ROWS][3], from_x[3];
+    VEC sums[ROWS][COLS], from_x[COLS];
     EACH(r, rows) EACH(v, vecs) sums[r][v] = READ(w + r * ldw + v * LANES);
     for (ptrdiff_t i = 0; i < n; i++) {
         EACH(v, vecs) from_x[v] = READ(x + i * ldx + v * LANES);
@@ -87,31 +118,28 @@ INLINE void NAME(outer)(int rows, int vecs, ptrdiff_t n, const REAL *factors, pt
     EACH(r, rows) EACH(v, vecs) AT(w + r * ldw + v * LANES) = sums[r][v];
 }
 
-/* Both for any number of columns. `rows` is a constant where they are called: a compiler unrolls nothing else. */
+/* Both for any width. `rows` is a constant where they are called: a compiler unrolls nothing else. */
 INLINE void NAME(dots_along)(int rows, ptrdiff_t cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda, const REAL *b,
                              ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
 {
     ptrdiff_t c = 0;
-    for (; c + 3 <= cols; c += 3) NAME(dots)(rows, 3, k, a, lda, b + c * ldb, ldb, out + c, ldo);
+    for (; c + COLS <= cols; c += COLS) NAME(dots)(rows, COLS, k, a, lda, b + c * ldb, ldb, out + c, ldo);
     for (; c < cols; c++) NAME(dots)(rows, 1, k, a, lda, b + c * ldb, ldb, out + c, ldo);
 }
 
-INLINE void NAME(outer_along)(int rows, ptrdiff_t cols, ptrdiff_t n, const REAL *factors, ptrdiff_t step,
+INLINE void NAME(outer_along)(int rows, ptrdiff_t vecs, ptrdiff_t n, const REAL *factors, ptrdiff_t step,
                               ptrdiff_t apart, const REAL *x, ptrdiff_t ldx, REAL *w, ptrdiff_t ldw)
 {
-    ptrdiff_t c = 0;
-    REAL last[ROWS][LANES] = {{0}};
-    for (; c + 3 * LANES <= cols; c += 3 * LANES)
-        NAME(outer)(rows, 3, n, factors, step, apart, x + c, ldx, w + c, ldw);
-    for (; c + LANES <= cols; c += LANES) NAME(outer)(rows, 1, n, factors, step, apart, x + c, ldx, w + c, ldw);
-    if (c == cols) return;
-    /* x has whole vectors, whatever is in them; w ends where it ends */
-    for (int r = 0; r < rows; r++) memcpy(last[r], w + r * ldw + c, (size_t)(cols - c) * sizeof(REAL));
-    NAME(outer)(rows, 1, n, factors, step, apart, x + c, ldx, last[0], LANES);
-    for (int r = 0; r < rows; r++) memcpy(w + r * ldw + c, last[r], (size_t)(cols - c) * sizeof(REAL));
+    for (; vecs >= COLS; vecs -= COLS, x += COLS * LANES, w += COLS * LANES)
+        NAME(outer)(rows, COLS, n, factors, step, apart, x, ldx, w, ldw);
+    switch (vecs) {
+    case 1: NAME(outer)(rows, 1, n, factors, step, apart, x, ldx, w, ldw); break;
+    case 2: NAME(outer)(rows, 2, n, factors, step, apart, x, ldx, w, ldw); break;
+    case 3: NAME(outer)(rows, 3, n, factors, step, apart, x, ldx, w, ldw); break;
+    }
 }
 
-/* The last is a whole tile; of four rows there is none with more. */
+/* Of four rows there is no tile with more. */
 #define BY_ROWS(function, rows, ...)                                   \
     switch (rows) {                                                    \
     case 1: NAME(function)(1, __VA_ARGS__); break;                     \
@@ -119,24 +147,29 @@ INLINE void NAME(outer_along)(int rows, ptrdiff_t cols, ptrdiff_t n, const REAL 
     case 3: NAME(function)(3, __VA_ARGS__); break;                     \
     case 4: NAME(function)(4, __VA_ARGS__); break;                     \
     case 5: NAME(function)(ROWS < 5 ? ROWS : 5, __VA_ARGS__); break;   \
-    case 6: NAME(function)(ROWS < 6 ? ROWS : 6, __VA_ARGS__); break;   \
-    case 7: NAME(function)(ROWS < 7 ? ROWS : 7, __VA_ARGS__); break;   \
     default: NAME(function)(ROWS, __VA_ARGS__); break;                 \
     }
 
+/* Both for any number of rows, in tiles that differ by a row at most: one of a single row is all loads. */
 static NOINLINE void NAME(dots_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t k, const REAL *a, ptrdiff_t lda,
                                    const REAL *b, ptrdiff_t ldb, REAL *out, ptrdiff_t ldo)
 {
-    for (; rows > 0; rows -= ROWS, a += ROWS * lda, out += ROWS * ldo)
-        BY_ROWS(dots_along, rows, cols, k, a, lda, b, ldb, out, ldo)
+    for (ptrdiff_t tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
+        const ptrdiff_t some = (rows + tiles - 1) / tiles;
+        BY_ROWS(dots_along, some, cols, k, a, lda, b, ldb, out, ldo)
+        rows -= some, a += some * lda, out += some * ldo;
+    }
 }
 
-static NOINLINE void NAME(outer_of)(ptrdiff_t rows, ptrdiff_t cols, ptrdiff_t n, const REAL *factors,
+static NOINLINE void NAME(outer_of)(ptrdiff_t rows, ptrdiff_t vecs, ptrdiff_t n, const REAL *factors,
                                     ptrdiff_t step, ptrdiff_t apart, const REAL *x, ptrdiff_t ldx, REAL *w,
                                     ptrdiff_t ldw)
 {
-    for (; rows > 0; rows -= ROWS, factors += ROWS * apart, w += ROWS * ldw)
-        BY_ROWS(outer_along, rows, cols, n, factors, step, apart, x, ldx, w, ldw)
+    for (ptrdiff_t tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
+        const ptrdiff_t some = (rows + tiles - 1) / tiles;
+        BY_ROWS(outer_along, some, vecs, n, factors, step, apart, x, ldx, w, ldw)
+        rows -= some, factors += some * apart, w += some * ldw;
+    }
 }
 
 /* h = relu(w1_t @ x.T + b1) of the thread's hidden units, and their share of the predictions. */
@@ -160,7 +193,7 @@ static void NAME(forward)(const Plan *p, const void *inputs, ptrdiff_t thread, p
     for (ptrdiff_t o = 0; o < d_out; o++)
         for (ptrdiff_t j = 0; j < ld; j++) share[o * ld + j] = b2 && thread == 0 ? b2[o] : 0;
     for (ptrdiff_t j = 0; j < ld; j += BATCH)
-        NAME(outer_of)(d_out, MIN(ld - j, BATCH), own, w2, d_out, 1, h + j, ld, share + j, ld);
+        NAME(outer_of)(d_out, MIN(ld - j, BATCH) / LANES, own, w2, d_out, 1, h + j, ld, share + j, ld);
 }
 
 /* diff = rate * (y_pred - y), a copy of the thread's own; the loss, and the update of b2, by the first thread. */
@@ -198,14 +231,15 @@ static void NAME(backward)(const Plan *p, const void *inputs, const void *target
     const ptrdiff_t first = p->hidden * thread / threads, own = p->hidden * (thread + 1) / threads - first;
     const REAL *x = inputs, *h = (REAL *)p->h + first * ld;
     REAL *w1_t = (REAL *)p->w1_t + first * ldw, *w2 = (REAL *)p->w2 + first * d_out, *b1 = p->b1;
+    const ptrdiff_t tile = COLS * LANES, whole = d_in / tile * tile, last = d_in - whole;
     REAL *grad = (REAL *)p->grad + first * ld, *diff = (REAL *)p->diffs + thread * d_out * ld;
-    REAL *tile = (REAL *)p->tiles + thread * BATCH * COLUMNS;
+    REAL *end = (REAL *)p->ends + thread * BATCH * TILE;
 
     const double all = NAME(differences)(p, targets, diff, thread, threads);
     if (thread == 0) *loss = all;
     memset(grad, 0, (size_t)(own * ld) * sizeof(REAL));
     for (ptrdiff_t j = 0; j < ld; j += BATCH)
-        NAME(outer_of)(own, MIN(ld - j, BATCH), d_out, w2, 1, d_out, diff + j, ld, grad + j, ld);
+        NAME(outer_of)(own, MIN(ld - j, BATCH) / LANES, d_out, w2, 1, d_out, diff + j, ld, grad + j, ld);
     for (ptrdiff_t i = 0; i < own; i++) {
         VEC sums = {0};
         for (ptrdiff_t j = 0; j < ld; j += LANES) {
@@ -217,13 +251,17 @@ static void NAME(backward)(const Plan *p, const void *inputs, const void *target
     }
     for (ptrdiff_t j = 0; j < ld; j += DEPTH)
         NAME(dots_of)(own, d_out, MIN(ld - j, DEPTH), h + j, ld, diff + j, ld, w2, d_out);
-    for (ptrdiff_t j = 0; j < n; j += BATCH)
-        for (ptrdiff_t k = 0; k < d_in; k += COLUMNS) {
-            const ptrdiff_t rows = MIN(n - j, BATCH), cols = MIN(d_in - k, COLUMNS);
-            for (ptrdiff_t r = 0; r < rows; r++)
-                memcpy(tile + r * COLUMNS, x + (j + r) * d_in + k, (size_t)cols * sizeof(REAL));
-            NAME(outer_of)(own, cols, rows, grad + j, 1, ld, tile, COLUMNS, w1_t + k, ldw);
-        }
+    for (ptrdiff_t j = 0; j < n; j += BATCH) {
+        const ptrdiff_t rows = MIN(n - j, BATCH);
+        for (ptrdiff_t k = 0; k < whole; k += COLUMNS)
+            NAME(outer_of)(own, MIN(whole - k, COLUMNS) / LANES, rows, grad + j, 1, ld, x + j * d_in + k, d_in,
+                           w1_t + k, ldw);
+        if (last == 0) continue;
+        /* x ends where it ends; rows of w1_t have whole vectors */
+        for (ptrdiff_t r = 0; r < rows; r++)
+            memcpy(end + r * tile, x + (j + r) * d_in + whole, (size_t)last * sizeof(REAL));
+        NAME(outer_of)(own, (last + LANES - 1) / LANES, rows, grad + j, 1, ld, end, tile, w1_t + whole, ldw);
+    }
 }
 
 #undef VEC

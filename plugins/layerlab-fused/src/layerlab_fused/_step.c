@@ -17,9 +17,10 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Numbers of a dot product, rows of x and columns of w1_t in a block: what is used again and again should be in
-   the second cache (DEPTH x (BATCH + a thread's hidden units) numbers), and a tile's share of it in the first. */
-enum { DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
+/* Numbers of a dot product, and rows and columns of x, in a block: what is used again and again should be in the
+   second cache (DEPTH x (BATCH + a thread's hidden units) numbers), and the smaller block, and a tile's share of the
+   larger one, in the first. COLUMNS is a multiple of every tile's, of which none has more than TILE. */
+enum { DEPTH = 1024, BATCH = 64, COLUMNS = 192, TILE = 64 };
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define INLINE static inline __attribute__((always_inline))
@@ -27,17 +28,18 @@ enum { DEPTH = 1024, BATCH = 64, COLUMNS = 192 };
 
 typedef struct {
     ptrdiff_t d_in, hidden, d_out, n, ld; /* ld: n rounded up to whole vectors */
-    ptrdiff_t ldw;                        /* from a row of w1_t to the next, at least d_in */
+    ptrdiff_t ldw;                        /* the same of d_in: from a row of w1_t to the next */
     ptrdiff_t kernel;                     /* an index of `kernels` */
     double rate;                          /* what y_pred - y is multiplied by before it is carried back */
     void *w1_t, *w2, *b1, *b2;            /* (hidden, ldw), (hidden, d_out), (hidden), (d_out) or NULL */
     void *h, *grad;                       /* (hidden, ld) each; beyond n columns they are 0 */
     void *shares, *diffs;                 /* (threads, d_out, ld) each */
-    void *tiles;                          /* (threads, BATCH, COLUMNS) */
+    void *ends;                           /* (threads, BATCH, TILE): the last columns of x */
 } Plan;
 
 #define WIDTH 16
 #define ROWS 4
+#define COLS 3
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) x##_float_any
@@ -54,6 +56,7 @@ typedef struct {
 #undef NAME
 #undef WIDTH
 #undef ROWS
+#undef COLS
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
@@ -61,6 +64,7 @@ typedef struct {
 #pragma GCC target("avx2,fma")
 #define WIDTH 32
 #define ROWS 4
+#define COLS 3
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) x##_float_avx2
@@ -77,13 +81,15 @@ typedef struct {
 #undef NAME
 #undef WIDTH
 #undef ROWS
+#undef COLS
 #pragma GCC pop_options
 
 #define HAS_AVX512 HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512dq")
 #define WIDTH 64
-#define ROWS 8
+#define ROWS 6
+#define COLS 4
 #define REAL float
 #define INTEGER int32_t
 #define NAME(x) x##_float_avx512
@@ -100,6 +106,7 @@ typedef struct {
 #undef NAME
 #undef WIDTH
 #undef ROWS
+#undef COLS
 #pragma GCC pop_options
 #endif
 
@@ -187,7 +194,7 @@ PyMODINIT_FUNC PyInit__step(void)
 #endif
     if (module
         && (PyModule_AddIntConstant(module, "WIDEST", widest) || PyModule_AddIntConstant(module, "BATCH", BATCH)
-            || PyModule_AddIntConstant(module, "COLUMNS", COLUMNS))) {
+            || PyModule_AddIntConstant(module, "TILE", TILE))) {
         Py_DECREF(module);
         return NULL;
     }

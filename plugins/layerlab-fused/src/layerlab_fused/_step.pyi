@@ -2,6 +2,6 @@
 
 WIDEST: int
 BATCH: int
-COLUMNS: int
+TILE: int
 
 def step(plan: bytes, x: int, y: int, threads: int, /) -> float: ...

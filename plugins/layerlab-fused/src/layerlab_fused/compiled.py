@@ -74,7 +74,7 @@ class CompiledStep:
             "grad": hidden * ld,
             "shares": threads * d_out * ld,
             "diffs": threads * d_out * ld,
-            "tiles": threads * _step.BATCH * _step.COLUMNS,
+            "ends": threads * _step.BATCH * _step.TILE,
         }
         # what no step writes must be finite: it is multiplied by 0
         self._buffers = [w.w2.new_zeros(size) for size in sizes.values()]

@@ -23,8 +23,8 @@ class Weights:
 
     Attributes:
         w1_t: First layer, transposed, shape (H, D_in): the update is then a product that is written row by
-            row, and all that belongs to a hidden unit lies together. On the CPU each row begins a cache line:
-            a vector that lies in two takes two loads.
+            row, and all that belongs to a hidden unit lies together. On the CPU each row is whole cache
+            lines: a vector that lies in two takes two loads, and the last one of a row is one as well.
         w2: Second layer, shape (H, D_out).
         b1: Biases, shape (H,), or None.
         b2: Biases, shape (D_out,), or None.
@@ -57,7 +57,7 @@ class Weights:
 
 
 def _in_lines(rows: Tensor) -> Tensor:
-    """The same rows, each from the beginning of a cache line on; torch's memory begins one."""
+    """The same rows, each in cache lines of its own; torch's memory begins one."""
     line = _LINE // rows.element_size()
     apart = rows.new_zeros(len(rows), -(-rows.shape[1] // line) * line)
     return apart[:, : rows.shape[1]].copy_(rows)
