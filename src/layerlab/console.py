@@ -273,7 +273,8 @@ def bench_text(report: BenchReport) -> str:
         parts.append(f"peers not installed: {names} ({install})")
     if any(config.rows for config in report.configs):
         parts.append(
-            "floor: the five matrix products alone, as a share of a bare step; (x): of the bare loop;\n"
+            "floor: the five matrix products alone, as a share of a bare step;\n"
+            "(x): of a bare loop that took turns with the training, block by block;\n"
             "once: what the first two steps took beyond two later ones; peak: memory that the bare loop took"
         )
     if report.picture_fault:
@@ -287,8 +288,10 @@ def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
     for mode in modes:
         timing = row.timings[mode]
         low, median, high = (f"{1e6 * t:.4g}" for t in (timing.low, timing.median, timing.high))
-        over = timing.over(row.timings["bare"])
-        tax = "" if mode == "bare" else f" (x {over.median:.2f} [{over.low:.2f}, {over.high:.2f}])"
+        tax = ""
+        if mode in row.beside:
+            over = row.tax(mode)
+            tax = f" (x {over.median:.2f} [{over.low:.2f}, {over.high:.2f}])"
         cells.append(f"{median} [{low}, {high}]{tax}")
     return [
         row.tier,

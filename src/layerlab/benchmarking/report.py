@@ -70,6 +70,7 @@ class Row:
         tier: The tier.
         distribution: The distribution that offers it, and its version.
         timings: By mode: "bare", "lightning", "tracked".
+        beside: By mode of a training: a bare loop that took turns with it, block by block.
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
@@ -83,6 +84,7 @@ class Row:
     tier: str
     distribution: str
     timings: dict[str, Timing]
+    beside: dict[str, Timing]
     first_step: float
     once: float
     gflops: float
@@ -90,6 +92,10 @@ class Row:
     floor_share: float
     peak_mb: float
     proof: str
+
+    def tax(self, mode: str) -> Timing:
+        """How many times as long a step takes in a training as in the bare loop beside it."""
+        return self.timings[mode].over(self.beside[mode])
 
 
 @dataclass(frozen=True)

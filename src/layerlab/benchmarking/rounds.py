@@ -61,12 +61,14 @@ class _Taken:
         config: The problem.
         paces: By tier: what its warm-up told.
         times: By tier and mode: the seconds of a step.
+        beside: By tier and mode of a training: those of the bare loop that it took turns with.
         peaks: By tier: the memory of its bare rounds, 10^6 bytes.
     """
 
     config: Config
     paces: dict[str, dict[str, float]]
     times: dict[str, dict[str, list[float]]]
+    beside: dict[str, dict[str, list[float]]]
     peaks: dict[str, list[float]]
 
 
@@ -160,7 +162,7 @@ class Rounds:
         if self._peers:
             self._peers.prepare(config)
         times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
-        return _Taken(config, paces, times, {name: [] for name in paces})
+        return _Taken(config, paces, times, {name: {} for name in paces}, {name: [] for name in paces})
 
     def _end(self, taken: _Taken) -> None:
         config = taken.config
@@ -190,8 +192,8 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other, and audited
-        after all of them: what they are compared with was measured in the same seconds. The bare loop, with
-        which the others are compared, has the recorded training on one side and the products on the other.
+        after all of them: what they are compared with was measured in the same seconds. A training is also
+        compared with a bare loop of its own, with which it takes turns (see `turns`).
         """
         config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
@@ -216,6 +218,8 @@ class Rounds:
                 if measured["fault"]:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
+                if measured["beside"] is not None:
+                    taken.beside[name].setdefault(mode, []).append(measured["beside"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -232,6 +236,7 @@ class Rounds:
             tier=name,
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
+            beside={mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()},
             first_step=pace["first_step"],
             once=pace["once"],
             gflops=taken.config.operations / timings["bare"].median / 1e9,

@@ -6,8 +6,9 @@ import os
 import sqlite3
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from layerlab.benchmarking.floor import products
 from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
+from layerlab.benchmarking.seeds import seed_of
+from layerlab.benchmarking.turns import BareLoop, Turns, overwrite
 from layerlab.conformance import check
 from layerlab.errors import AcceleratorError, TierError
 from layerlab.tracking import Recorder, RunInfo
@@ -28,9 +31,8 @@ if TYPE_CHECKING:
     from layerlab.tier import Params, Precision, Tier
     from layerlab.tracking import Record
 
-    # Says what is wrong with what was timed, or None; and the seconds of a step, with their audit.
+    # Says what is wrong with what was timed, or None.
     Audit = Callable[[], str | None]
-    Measured = tuple[float, Audit]
     Sizes = tuple[int, int, int, int]
 
 # The proof that comes before the clock: the checks of the kit that say what is computed.
@@ -38,6 +40,20 @@ PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forwa
 # The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
 # them. A process that has waited for its turn is slow at first, and what happens once is no cost of a step.
 _SHORTER = 4
+
+
+class Measured(NamedTuple):
+    """What was timed in one mode.
+
+    Attributes:
+        step: Seconds of a step.
+        audit: Says what is wrong with it, or None.
+        beside: Seconds of a step of the bare loop that it took turns with, if it did.
+    """
+
+    step: float
+    audit: Audit
+    beside: float | None = None
 
 
 class Worker:
@@ -91,13 +107,12 @@ class Worker:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         problem = self._draw(most, seed)
-        x, y = self._tensors(problem, 0)
-        tier = self._tier(problem)
-        first, second = (self._clock(partial(_repeat, tier.step, x, y, 1)) for _ in range(2))
+        loop = self._loop(problem)
+        first, second = (self._clock(partial(loop.run, 1)) for _ in range(2))
         count, seconds = 1, 0.0
         while seconds < 0.05 and count < 1 << 16:
             count *= 2
-            seconds = self._clock(partial(_repeat, tier.step, x, y, count))
+            seconds = self._clock(partial(loop.run, count))
         step = seconds / count
         return {"first_step": first, "once": first + second - 2 * step, "step": step, "most_steps": most}
 
@@ -119,9 +134,9 @@ class Worker:
             "lightning": self._lightning,
             "tracked": self._tracked,
         }
-        measured = [(mode, *ways[mode](steps, seed)) for mode, steps, seed in asked]
+        measured = [(mode, ways[mode](steps, seed)) for mode, steps, seed in asked]
         peak_mb = self._peak / 1e6  # of the bare loop, before its audit
-        answers = {mode: {"step": step, "fault": audit()} for mode, step, audit in measured}
+        answers = {mode: {"step": it.step, "beside": it.beside, "fault": it.audit()} for mode, it in measured}
         return {"peak_mb": peak_mb, "modes": answers}
 
     def _bare(self, steps: int, seed: int) -> Measured:
@@ -132,45 +147,34 @@ class Worker:
         few = max(1, steps // _SHORTER)
         problem = self._draw(few + steps, seed)
         peak = Peak(self.device)
-        tier = self._tier(problem)
-        x, y = self._tensors(problem, 0)
-        step = tier.step
-        losses: list[float] = []
-
-        def loop(count: int) -> None:
-            for _ in range(count):
-                losses.append(float(step(x, y)))  # noqa: PERF401 -- it is this loop that is timed
-
-        def timed() -> Params:
-            loop(steps)
-            return tier.params()
-
-        loop(few)
-        tier.params()  # as at the end, where the memory for it should not be new
+        loop = self._loop(problem)
+        loop.run(few)
+        loop.turn()
         fault = changed(self._settings)
-        self._overwrite((x, y), problem)
-        ends: list[Params] = []
-        seconds = self._clock(lambda: ends.append(timed()))
+
+        def timed() -> None:
+            loop.run(steps)
+            loop.finish()
+
+        seconds = self._clock(timed)
         self._peak = peak.grown()
         fault = fault or changed(self._settings)
-        return (
-            seconds / steps,
-            lambda: fault or self._audit(tier, problem, (few, steps), losses, ends[0], (x, y)),
-        )
+        return Measured(seconds / steps, lambda: fault or self._audit_loop(loop, (few, steps)))
 
     def _floor(self, steps: int, seed: int) -> Measured:
         """The five matrix products of a step and nothing else, in the layout that is the faster here."""
         problem = self._draw(steps, seed)
-        x, y = self._tensors(problem, 0)
+        x, y = (torch.tensor(a, device=self.device) for a in problem.rows[0])
         w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
         few = max(1, steps // _SHORTER)
         loop = min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
-        return self._clock(partial(loop, steps)) / steps, lambda: None
+        return Measured(self._clock(partial(loop, steps)) / steps, lambda: None)
 
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
-        seconds, timed, audit, _ = self._training(steps, seed, None)
-        return seconds / timed, audit
+        turns, audit = self._training(steps, seed, None)
+        timed = len(turns.losses) - turns.warm
+        return Measured(turns.seconds / timed, audit, turns.beside_seconds / timed)
 
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
@@ -187,13 +191,16 @@ class Worker:
         once, _ = _closed(with_one)
         record = self._recorder.start_run(RunInfo("bench", self.row.name, {}, {}))
         record.started()
-        seconds, timed, audit, losses = self._training(steps, seed, record)
+        turns, audit = self._training(steps, seed, record)
+        losses, timed = turns.losses, len(turns.losses) - turns.warm
         closing, unsent = _closed(record)
         sending = max(0.0, closing - once) * timed / len(losses)
         lost = None if unsent is None else f"the record is not whole: {unsent}"
-        return (
-            seconds + sending
-        ) / timed, lambda: audit() or lost or _audit_record(self._store, record.run_id, losses)
+        return Measured(
+            (turns.seconds + sending) / timed,
+            lambda: audit() or lost or _audit_record(self._store, record.run_id, losses),
+            turns.beside_seconds / timed,
+        )
 
     def _take(self, sizes: list[int]) -> None:
         n, d_in, hidden, d_out = sizes
@@ -202,35 +209,34 @@ class Worker:
         folder = f"{self._store.removeprefix('sqlite:///')}-{'x'.join(map(str, sizes))}-inductor"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
-    def _training(
-        self, steps: int, seed: int, record: Record | None
-    ) -> tuple[float, int, Audit, list[float]]:
-        """The seconds of the later blocks of a training, the steps in them, its audit, and all losses."""
+    def _training(self, steps: int, seed: int, record: Record | None) -> tuple[Turns, Audit]:
+        """A training that takes turns with the bare loop, and the audit of both."""
         from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
 
         few = max(1, steps // _SHORTER)
+        beside = self._loop(self._draw(few + steps, seed_of(seed)))
         problem = self._draw(few + steps, seed)
         x, y = (a.copy() for a in problem.rows[0])  # they are overwritten
-        kept = _Kept(record, few, few + steps)
+        alone = nullcontext if record is None or self._recorder is None else self._recorder.held
+        turns = Turns(record, (few, few + steps), beside, alone, self._synchronise)
         module = TierModule(
             self.tier_class,
             problem.start,
             TrainingData(x, y, x[:0], y[:0]),
             lr=problem.lr,
             batch_size=len(x),
-            sink=kept,
+            sink=turns,
         )
 
         def turn() -> None:
             module.tier.params()  # as in the bare loop
-            self._overwrite((module.batches.x, module.batches.y), problem)
+            overwrite((module.batches.x, module.batches.y), problem)
 
-        def end() -> Params:
+        def finish() -> Params:
             params: Params = module.tier.params()
-            self._synchronise()
             return params
 
-        kept.turn, kept.end = turn, end
+        turns.turn, turns.finish = turn, finish
         with quiet_lightning():
             trainer = make_trainer(
                 accelerator="cuda" if self.accelerator == "gpu" else "cpu",
@@ -239,15 +245,18 @@ class Worker:
                 validate=False,
             )
             trainer.fit(module)
-        counts = kept.warm, few + steps - kept.warm
+        counts = turns.warm, few + steps - turns.warm
         batch = module.batches.x, module.batches.y
         fault = changed(self._settings)
-        return (
-            kept.ended - kept.began,
-            counts[1],
-            lambda: fault or self._audit(module.tier, problem, counts, kept.losses, kept.params, batch),
-            kept.losses,
-        )
+
+        def audit() -> str | None:
+            mine = self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
+            if fault or mine:
+                return fault or mine
+            other = self._audit_loop(beside, counts)
+            return None if other is None else f"its loop beside: {other}"
+
+        return turns, audit
 
     def _draw(self, steps: int, seed: int) -> TimedProblem:
         recipe = self.tier_class.recipe
@@ -266,15 +275,8 @@ class Worker:
     def _tier(self, problem: TimedProblem) -> Tier:
         return self.tier_class(problem.start, lr=problem.lr, device=self.device, dtype=self.dtype)
 
-    def _tensors(self, problem: TimedProblem, which: int) -> tuple[Any, Any]:
-        x, y = (torch.tensor(a, device=self.device) for a in problem.rows[which])
-        return x, y
-
-    def _overwrite(self, batch: tuple[Any, Any], problem: TimedProblem) -> None:
-        """Other rows into the same memory, just before the clock starts."""
-        for tensor, array in zip(batch, problem.rows[1], strict=True):
-            tensor.copy_(torch.from_numpy(array))
-        self._synchronise()
+    def _loop(self, problem: TimedProblem) -> BareLoop:
+        return BareLoop(self._tier(problem), problem, self.device)
 
     def _clock(self, work: Callable[[], Any]) -> float:
         self._synchronise()
@@ -286,6 +288,9 @@ class Worker:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _audit_loop(self, loop: BareLoop, counts: tuple[int, int]) -> str | None:
+        return self._audit(loop.tier, loop.problem, counts, loop.losses, loop.end, loop.batch)
 
     def _audit(
         self,
@@ -302,11 +307,6 @@ class Worker:
             or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
             or changed(self._settings)
         )
-
-
-def _repeat(step: Callable[..., Any], x: Any, y: Any, count: int) -> None:
-    for _ in range(count):
-        float(step(x, y))
 
 
 def _closed(record: Record) -> tuple[float, str | None]:
@@ -330,39 +330,6 @@ def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:
     if found == list(enumerate(losses)):
         return None
     return f"the store has {len(found)} losses of {len(losses)}, or others than were computed"
-
-
-class _Kept:
-    """A sink that keeps the losses and looks at the clock, and hands them on to a record if there is one.
-
-    The clock runs from the end of the block that ends the first part to that of the last block. The block's
-    losses were read when a sink gets them: nothing runs on the device.
-    """
-
-    turn: Callable[[], None]
-    end: Callable[[], Params]
-    params: Params
-
-    def __init__(self, record: Record | None, few: int, steps: int) -> None:
-        self._record, self._few, self._steps = record, few, steps
-        self.losses: list[float] = []
-        self.warm = 0
-        self.began = self.ended = 0.0
-
-    def log_losses(self, first_step: int, losses: Any, began: float, ended: float) -> None:
-        if self._record is not None:
-            self._record.log_losses(first_step, losses, began, ended)
-        self.losses += losses.tolist()
-        if not self.warm and len(self.losses) >= self._few:
-            self.warm = len(self.losses)
-            self.turn()
-            self.began = time.perf_counter()
-        elif len(self.losses) == self._steps:
-            self.params = self.end()
-            self.ended = time.perf_counter()
-
-    def log_metrics(self, step: int, metrics: Any) -> None:
-        """There is no validation."""
 
 
 def main() -> None:

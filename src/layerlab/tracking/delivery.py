@@ -122,6 +122,9 @@ class Delivery:
         # The last entry, where the disk does not take it.
         self._last: Entry | None = None
         self._ending = threading.Event()
+        # Held by whoever sends, or wants that nobody does.
+        self._turn = threading.Lock()
+        self._held = False
         self._thread = threading.Thread(target=self._run, name="layerlab-delivery", daemon=True)
         self._thread.start()
 
@@ -143,6 +146,7 @@ class Delivery:
         except (JournalError, FileNotFoundError):  # the disk is full, or somebody removed the file: what is
             self._last = last  # left to do is to tell the store
         self._ending.set()
+        self.let_go()
         self._thread.join()
         return None if self.reason is None else self._unsent(self.reason)
 
@@ -150,6 +154,18 @@ class Delivery:
     def path(self) -> Path:
         """The journal."""
         return self._journal.path
+
+    def hold(self) -> None:
+        """Has nothing sent until `let_go` or `end`; waits for what is being sent."""
+        if not self._held:
+            self._turn.acquire()
+            self._held = True
+
+    def let_go(self) -> None:
+        """Goes on."""
+        if self._held:
+            self._held = False
+            self._turn.release()
 
     def _why(self, error: BaseException) -> str:
         return f"{type(error).__name__}: {without_secrets(error, self._uri)}"
@@ -180,9 +196,10 @@ class Delivery:
         """Sends all that is there, until it is done or the store fails."""
         try:
             for parcel in _parcels(self._journal.path, self._sent, self._most):
-                self._offer(parcel)
-                self._sent = parcel.end
-                self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
+                with self._turn:
+                    self._offer(parcel)
+                    self._sent = parcel.end
+                    self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
         except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
             self.reason, self._unsure = self._why(error), True
             self._not_before = time.monotonic() + self._pause

@@ -101,6 +101,16 @@ class Recording:
         """
         self._store.close_killed(run_id, reason)
 
+    def hold(self) -> None:
+        """Has nothing of the run sent until `let_go`, or its end."""
+        if self._delivery is not None:
+            self._delivery.hold()
+
+    def let_go(self) -> None:
+        """Goes on sending."""
+        if self._delivery is not None:
+            self._delivery.let_go()
+
     def finish(self, status: str, reason: str | None) -> Unsent | None:
         """Sends what the journal has, and closes the run."""
         delivery, self._delivery = self._delivery, None

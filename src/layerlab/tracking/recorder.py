@@ -9,6 +9,7 @@ import pickle
 import uuid
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +24,7 @@ from layerlab.tracking.record import Record
 from layerlab.tracking.talk import LOOK, Message, RecorderGoneError, acquire, give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from layerlab.journal import Unsent
     from layerlab.tracking.info import RunInfo
@@ -125,6 +126,18 @@ class Recorder:
             TrackingError: The store is gone, or refuses it.
         """
         self._result(self._call("close_killed", run_id, reason))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Has nothing sent meanwhile: who measures something else has the processors to itself.
+
+        What is being sent is waited for.
+        """
+        self._call("hold").result()
+        try:
+            yield
+        finally:
+            self._call("let_go").result()
 
     def _finish(self, status: str, reason: str | None) -> Future[Unsent | None]:
         return self._call("finish", status, reason)
