@@ -195,6 +195,40 @@ def test_neighbours_go_out_in_one_call(folder: Path, client: Any, monkeypatch: p
     assert len(history(client, kept.run_id, "loss")) == 1500
 
 
+def test_nothing_is_sent_while_a_run_is_held(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the journal is looked into; what there is goes out before, and the rest after it."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1e-6)
+    kept = Store().start_run(INFO)
+    append(kept, journal.series("loss", 0, np.ones(3), 1.0, 0.1))
+    kept.hold()
+    assert len(history(client, kept.run_id, "loss")) == 3
+    append(kept, journal.series("loss", 3, np.ones(4), 2.0, 0.1))
+    assert [len(history(client, kept.run_id, "loss")) for _ in range(20)] == [3] * 20
+    kept.let_go()
+    assert len(history(client, kept.run_id, "loss")) == 7
+    kept.hold()
+    append(kept, journal.series("loss", 7, np.ones(5), 3.0, 0.1))
+    assert kept.end("FINISHED", None) is None  # of whoever holds it nobody is left
+    assert len(history(client, kept.run_id, "loss")) == 12
+
+
+def test_a_recorder_that_is_held_has_sent_all(folder: Path, client: Any) -> None:
+    """Both ends are waited for: what was recorded by then is in the store."""
+    with Recorder() as recorder:
+        recorder.open(None, "bulk")
+        recorder.opened()
+        record = recorder.start_run(INFO)
+        run_id = record.started()
+        record.log_losses(0, np.ones(3), 1.0, 2.0)
+        with recorder.held():
+            assert len(history(client, run_id, "loss")) == 3
+            record.log_losses(3, np.ones(4), 2.0, 3.0)
+        assert len(history(client, run_id, "loss")) == 7
+        assert record.finish("FINISHED").unsent() is None
+
+
 def test_points_that_are_refused_take_no_tags_along(folder: Path, client: Any) -> None:
     """A name that MLflow does not take: the tags beside it are there, and what comes after it."""
     kept = Store().start_run(INFO)

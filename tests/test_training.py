@@ -170,7 +170,9 @@ def test_no_step_waits_for_the_device(tier: str, batch_size: int, monkeypatch: p
             assert "_local_scalar_dense" not in str(func), "a tensor was read on the host"
             return func(*args, **(kwargs or {}))
 
-    monkeypatch.setattr(replay, "loss_buffer", lambda device, dtype: torch.zeros(40, dtype=dtype))
+    monkeypatch.setattr(
+        replay, "ReadSteps", lambda tier, dtype: replay.CalledSteps(tier, torch.zeros(40, dtype=dtype))
+    )
     made, sink = module(tier, batch_size=batch_size)
     with NoScalars():
         fit(made, 40)

@@ -298,9 +298,9 @@ def _points(entry: Entry) -> list[Point]:
         kind = "f4" if "f4" in entry else "f8"
         values = np.frombuffer(base64.b64decode(entry[kind]), f"<{kind}").tolist()
         key, first, (began, pace) = entry["series"], entry["step"], entry["times"]
-        return [
-            (key, value, int((began + pace * (i + 1)) * 1000), first + i) for i, value in enumerate(values)
-        ]
+        count = len(values)
+        times = ((began + pace * np.arange(1, count + 1)) * 1000).astype(np.int64).tolist()
+        return list(zip([key] * count, values, times, range(first, first + count), strict=True))
     if "metrics" in entry:
         return [(key, value, entry["time"], entry["step"]) for key, value in entry["metrics"].items()]
     return []

@@ -1,24 +1,29 @@
-"""A tier's bare loop, and a training whose blocks take turns with one.
+"""A tier's bare loop, and a training that takes turns with one.
 
-A machine that is shared is slower in one second than in the next, and by more than a framework costs: a loop
-and a training that were timed one after the other say little about each other. Where they take turns block by
-block, both are of the same moments.
+A machine that is shared is slower in one moment than in the next, and by more than a framework costs: a loop
+and a training that were timed one after the other say little about each other. Where they take turns, every
+few steps, both are of the same moments.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Iterator
 
     from layerlab.benchmarking.problem import TimedProblem
     from layerlab.tier import Params, Tier
     from layerlab.tracking import Record
+
+    Batch = tuple[Any, Any]
+
+# About how long a turn is: long beside what the other one's rows and weights take to come back to the cache.
+_SECONDS = 0.01
 
 
 class BareLoop:
@@ -49,7 +54,7 @@ class BareLoop:
         for _ in range(steps):
             losses.append(float(step(x, y)))
 
-    def turn(self) -> None:
+    def begin(self) -> None:
         """What comes just before the clock starts: other rows into the same memory."""
         self.tier.params()  # as at the end, where the memory for it should not be new
         overwrite(self.batch, self.problem)
@@ -60,74 +65,90 @@ class BareLoop:
 
 
 class Turns:
-    """A sink that keeps the losses of a training, hands them on to its record, and looks at the clock.
+    """A training's batches and its sink: they keep its losses, hand them on, and look at the clock.
 
-    The clock runs from the end of the block that ends the first part to that of the last block. Whenever a
-    block is over it stands still, and the loop beside makes as many steps on a clock of its own. The block's
-    losses were read when a sink gets them: nothing runs on the device.
+    The clock runs from the end of the block that ends the first part to that of the last block. Every now and
+    then it stands still, and the loop beside makes as many steps as the training did since, on a clock of its
+    own. On the CPU that is within a block, every `_SECONDS`; on CUDA it is at its end alone: within a block
+    nothing waits for the device there, and nothing should.
 
     Args:
         record: Of the training; None: nothing is recorded.
-        counts: About how many steps the first part has, and how many there are in all.
+        few: About how many steps the first part has.
+        steps: How many there are in all.
+        pace: About how many seconds a step takes; None: only the end of a block is a turn.
         beside: The loop beside.
-        alone: What the loop beside has its turns in: nobody else may be at work in them.
         synchronise: Waits until the device has done what it was given.
 
     Attributes:
-        turn: Called just before the clock starts.
+        begin: Called just before the clock starts.
         finish: The parameters of the training, called after its last step.
         end: These parameters.
         warm: Steps of the first part.
         losses: Of all steps so far.
         seconds: What the steps after the first part took.
         beside_seconds: What they took the loop beside.
+        within: What of these was within the block in hand.
     """
 
-    turn: Callable[[], None]
+    begin: Callable[[], None]
     finish: Callable[[], Params]
     end: Params
 
     def __init__(
         self,
         record: Record | None,
-        counts: tuple[int, int],
+        *,
+        few: int,
+        steps: int,
+        pace: float | None,
         beside: BareLoop,
-        alone: Callable[[], AbstractContextManager[None]],
         synchronise: Callable[[], None],
     ) -> None:
-        self._record, (self._few, self._steps) = record, counts
-        self._beside, self._alone, self._synchronise = beside, alone, synchronise
+        self._record, self._few, self._steps = record, few, steps
+        self._at_once = steps if pace is None else max(1, round(_SECONDS / pace))
+        self._beside, self._synchronise = beside, synchronise
         self.losses: list[float] = []
-        self.warm = 0
-        self.seconds = self.beside_seconds = self._began = 0.0
+        self.warm = self._made = 0
+        self.seconds = self.beside_seconds = self.within = self._began = 0.0
+
+    def batches(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
+        """The batches of a block of so many steps; some of them on, the loop beside has its turn."""
+        every, before = iter(batches), self.beside_seconds
+        while steps > self._at_once and self.warm:
+            yield from itertools.islice(every, self._at_once)
+            steps -= self._at_once
+            self._swap(self._at_once)
+        self._made, self.within = steps, self.beside_seconds - before
+        yield from every
 
     def log_losses(self, first_step: int, losses: Any, began: float, ended: float) -> None:
-        """A block is over."""
+        """A block is over; its losses were read: nothing runs on the device."""
         if self._record is not None:
             self._record.log_losses(first_step, losses, began, ended)
         self.losses += losses.tolist()
         if self.warm:
-            self._swap(len(losses), last=len(self.losses) == self._steps)
+            self._swap(self._made, last=len(self.losses) == self._steps)
         elif len(self.losses) >= self._few:
             self.warm = len(self.losses)
             self._beside.run(self.warm)
-            self._beside.turn()
-            self.turn()
+            self._beside.begin()
+            self.begin()
             self._synchronise()
-        self._began = time.perf_counter()
+            self._began = time.perf_counter()
 
-    def _swap(self, steps: int, *, last: bool) -> None:
+    def _swap(self, steps: int, *, last: bool = False) -> None:
         if last:
             self.end = self.finish()
             self._synchronise()
-        with self._alone():  # until it is quiet it is the training's time
-            began = time.perf_counter()
-            self.seconds += began - self._began
-            self._beside.run(steps)
-            if last:
-                self._beside.finish()
-            self._synchronise()
-            self.beside_seconds += time.perf_counter() - began
+        began = time.perf_counter()
+        self.seconds += began - self._began
+        self._beside.run(steps)
+        if last:
+            self._beside.finish()
+        self._synchronise()
+        self._began = time.perf_counter()
+        self.beside_seconds += self._began - began
 
     def log_metrics(self, step: int, metrics: Any) -> None:
         """There is no validation."""

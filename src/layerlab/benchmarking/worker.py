@@ -6,11 +6,9 @@ import os
 import sqlite3
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from layerlab import registry
@@ -24,6 +22,7 @@ from layerlab.benchmarking.turns import BareLoop, Turns, overwrite
 from layerlab.conformance import check
 from layerlab.errors import AcceleratorError, TierError
 from layerlab.tracking import Recorder, RunInfo
+from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +112,7 @@ class Worker:
         while seconds < 0.05 and count < 1 << 16:
             count *= 2
             seconds = self._clock(partial(loop.run, count))
-        step = seconds / count
+        step = self._pace = seconds / count
         return {"first_step": first, "once": first + second - 2 * step, "step": step, "most_steps": most}
 
     def round(self, sizes: list[int], asked: list[tuple[str, int, int]]) -> dict[str, Any]:
@@ -149,7 +148,7 @@ class Worker:
         peak = Peak(self.device)
         loop = self._loop(problem)
         loop.run(few)
-        loop.turn()
+        loop.begin()
         fault = changed(self._settings)
 
         def timed() -> None:
@@ -179,26 +178,32 @@ class Worker:
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
 
-        What the store takes for them after the training is in it, but for what it takes to close a run with
-        one loss: that happens once.
+        They are sent after the training, and what that takes is in it: in a run they are sent while it lasts,
+        and it is then that somebody waits for a processor; here it could be either of those who take turns.
+        What a call of the store takes by itself is in it as often as there is one in a run.
         """
         if self._recorder is None:
             self._recorder = Recorder()
             self._recorder.open(self._store, "bench")
             self._recorder.opened()
-        with_one = self._recorder.start_run(RunInfo("bench", "one loss", {}, {}))
-        with_one.log_losses(0, np.zeros(1), time.time(), time.time())
-        once, _ = _closed(with_one)
         record = self._recorder.start_run(RunInfo("bench", self.row.name, {}, {}))
         record.started()
-        turns, audit = self._training(steps, seed, record)
-        losses, timed = turns.losses, len(turns.losses) - turns.warm
-        closing, unsent = _closed(record)
-        sending = max(0.0, closing - once) * timed / len(losses)
-        lost = None if unsent is None else f"the record is not whole: {unsent}"
+        for number in range(2):  # what is told of a run when it begins goes with the first
+            record.log_metrics(number, {"nothing": 0.0})
+            began = time.perf_counter()
+            with self._recorder.held():
+                call = time.perf_counter() - began
+        with self._recorder.held():
+            turns, audit = self._training(steps, seed, record)
+            ended = time.perf_counter()
+        sending = max(0.0, time.perf_counter() - ended - call) / len(turns.losses)
+        timed = len(turns.losses) - turns.warm
+        step = turns.seconds / timed
+        unsent = record.finish("FINISHED").unsent()
+        lost = None if unsent is None else f"the record is not whole: {unsent.reason}"
         return Measured(
-            (turns.seconds + sending) / timed,
-            lambda: audit() or lost or _audit_record(self._store, record.run_id, losses),
+            step * (1 + call / SECONDS_BETWEEN_CALLS) + sending,
+            lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
             turns.beside_seconds / timed,
         )
 
@@ -211,15 +216,22 @@ class Worker:
 
     def _training(self, steps: int, seed: int, record: Record | None) -> tuple[Turns, Audit]:
         """A training that takes turns with the bare loop, and the audit of both."""
-        from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
+        from layerlab.benchmarking.timed import TimedModule
+        from layerlab.training import TrainingData, make_trainer, quiet_lightning
 
         few = max(1, steps // _SHORTER)
         beside = self._loop(self._draw(few + steps, seed_of(seed)))
         problem = self._draw(few + steps, seed)
         x, y = (a.copy() for a in problem.rows[0])  # they are overwritten
-        alone = nullcontext if record is None or self._recorder is None else self._recorder.held
-        turns = Turns(record, (few, few + steps), beside, alone, self._synchronise)
-        module = TierModule(
+        turns = Turns(
+            record,
+            few=few,
+            steps=few + steps,
+            pace=self._pace if self.device.type == "cpu" else None,
+            beside=beside,
+            synchronise=self._synchronise,
+        )
+        module = TimedModule(
             self.tier_class,
             problem.start,
             TrainingData(x, y, x[:0], y[:0]),
@@ -228,7 +240,7 @@ class Worker:
             sink=turns,
         )
 
-        def turn() -> None:
+        def begin() -> None:
             module.tier.params()  # as in the bare loop
             overwrite((module.batches.x, module.batches.y), problem)
 
@@ -236,7 +248,7 @@ class Worker:
             params: Params = module.tier.params()
             return params
 
-        turns.turn, turns.finish = turn, finish
+        turns.begin, turns.finish = begin, finish
         with quiet_lightning():
             trainer = make_trainer(
                 accelerator="cuda" if self.accelerator == "gpu" else "cpu",
@@ -307,14 +319,6 @@ class Worker:
             or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
             or changed(self._settings)
         )
-
-
-def _closed(record: Record) -> tuple[float, str | None]:
-    """The seconds in which a store has all of a run, and what it does not have after them, or None."""
-    record.started()
-    began = time.perf_counter()
-    unsent = record.finish("FINISHED").unsent()
-    return time.perf_counter() - began, None if unsent is None else unsent.reason
 
 
 def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:

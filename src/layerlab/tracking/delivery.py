@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from layerlab.steps import Steps
 from layerlab.storeuri import without_secrets
 from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer
 from layerlab.tracking.loggedmodel import confirm_model, log_model
+from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 
 LONGEST_TAG = 5000  # MLflow's limit
 POINTS_A_CALL = 1000  # MLflow's limit
-# Each call costs the store some milliseconds, however few points it brings: they go out once in so long.
-SECONDS_BETWEEN_CALLS = 1.0
 # A store that fails is asked again after so long, twice as long each time, and at last once in so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 # Entries between which the order does not matter: neighbours of these kinds may share a call.
@@ -146,7 +146,7 @@ class Delivery:
         except (JournalError, FileNotFoundError):  # the disk is full, or somebody removed the file: what is
             self._last = last  # left to do is to tell the store
         self._ending.set()
-        self.let_go()
+        self._release()
         self._thread.join()
         return None if self.reason is None else self._unsent(self.reason)
 
@@ -156,13 +156,19 @@ class Delivery:
         return self._journal.path
 
     def hold(self) -> None:
-        """Has nothing sent until `let_go` or `end`; waits for what is being sent."""
+        """Sends what there is, and nothing more until `let_go` or `end`."""
         if not self._held:
             self._turn.acquire()
             self._held = True
+            self._deliver()
 
     def let_go(self) -> None:
-        """Goes on."""
+        """Sends what there is by now, and goes on."""
+        if self._held:
+            self._deliver()
+            self._release()
+
+    def _release(self) -> None:
         if self._held:
             self._held = False
             self._turn.release()
@@ -179,8 +185,9 @@ class Delivery:
 
     def _run(self) -> None:
         while not self._ending.wait(SECONDS_BETWEEN_CALLS):
-            if time.monotonic() >= self._not_before:
-                self._deliver()
+            with self._turn:
+                if time.monotonic() >= self._not_before:
+                    self._deliver()
         self._deliver()
         if self._last is not None and not self._late.superseded:
             try:
@@ -196,10 +203,9 @@ class Delivery:
         """Sends all that is there, until it is done or the store fails."""
         try:
             for parcel in _parcels(self._journal.path, self._sent, self._most):
-                with self._turn:
-                    self._offer(parcel)
-                    self._sent = parcel.end
-                    self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
+                self._offer(parcel)
+                self._sent = parcel.end
+                self._progress.write(self._sent if self._refused is None else self._refused, self.run_id)
         except Exception as error:  # noqa: BLE001 -- stores raise whatever their drivers raise
             self.reason, self._unsure = self._why(error), True
             self._not_before = time.monotonic() + self._pause
@@ -246,7 +252,7 @@ class Delivery:
         # and keeps what a list of runs shows; the bulk goes beside it.
         if self._bulk is not None:
             # in MLflow's order: by step, then by time
-            last = {point[0]: point for point in sorted(points, key=lambda point: (point[3], point[2]))}
+            last = {point[0]: point for point in sorted(points, key=itemgetter(3, 2))}
             if len(last) < len(points):
                 self._send_by_mlflow(list(last.values()), tags)
                 self._bulk.write(self.run_id, points)
@@ -292,10 +298,9 @@ def _parcels(path: Path, offset: int, most: int) -> Iterator[_Parcel]:
     parcel = _Parcel()
     try:
         for end, entry in journal.entries(path, offset):
-            points = [
-                (_metric_name(key), value, timestamp, step)
-                for key, value, timestamp, step in journal.points(entry)
-            ]
+            points = journal.points(entry)
+            if any(_metric_name(key) != key for key in {point[0] for point in points}):
+                points = [(_metric_name(point[0]), *point[1:]) for point in points]
             tags = journal.tags(entry)
             alone = not _ANY_ORDER & entry.keys()
             if (parcel.points or parcel.tags) and (alone or len(parcel.points) + len(points) > most):

@@ -102,12 +102,12 @@ class Recording:
         self._store.close_killed(run_id, reason)
 
     def hold(self) -> None:
-        """Has nothing of the run sent until `let_go`, or its end."""
+        """Sends what there is of the run, and nothing more until `let_go`, or its end."""
         if self._delivery is not None:
             self._delivery.hold()
 
     def let_go(self) -> None:
-        """Goes on sending."""
+        """Sends what there is by now, and goes on."""
         if self._delivery is not None:
             self._delivery.let_go()
 

@@ -129,9 +129,9 @@ class Recorder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Has nothing sent meanwhile: who measures something else has the processors to itself.
+        """Has nothing sent meanwhile: what there is goes out before it, and the rest at its end.
 
-        What is being sent is waited for.
+        Both are waited for: what a training takes, and what its record takes, can be told apart.
         """
         self._call("hold").result()
         try:
