@@ -74,6 +74,8 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
     missing = {"fused", *BUILTINS[1:]} - {row["tier"] for row in rows}
     if missing:
         raise SystemExit(f"{file}: no row for {', '.join(sorted(missing))}")
+    if not all("tracked" in row.get("beside", {}) for row in rows):
+        raise SystemExit(f"{file}: of a bench whose trainings took no turns")
     found["cuda"] = figures
     machine = f"{about['platform']}, Python {about['python']}"
     made = {"date": figures["date"], "machine": machine, "commit": commit}

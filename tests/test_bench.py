@@ -24,11 +24,12 @@ from layerlab.benchmarking.rounds import Rounds
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
-from layerlab.benchmarking.worker import Worker
+from layerlab.benchmarking.worker import Worker, with_sending
 from layerlab.console import bench_text
 from layerlab.errors import Interrupted, SpecError
 from layerlab.report import Observer
 from layerlab.tier import Recipe
+from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
 from layerlab.training import TierModule
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SMALL: dict[str, Any] = {"batch_size": [8], "d_in": [6], "hidden": [5], "d_out":
 QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.01}
 
 CHEATS = """
+import copy
 import os
 import sys
 import time
@@ -170,6 +172,40 @@ class Beside(Whole):
         return self.loss
 
 
+class Ahead(Whole):
+    '''Makes the steps of a training in the turns of its loop beside, once that has its last rows.'''
+
+    training = None
+
+    def __init__(self, params, **run):
+        super().__init__(params, **run)
+        frame, names = sys._getframe(), set()
+        while frame := frame.f_back:
+            names.add(frame.f_code.co_name)
+        self.ready, self.batch, self.looks = [], None, 0
+        self.beside = "_training" in names and "fit" not in names
+        if "fit" in names:
+            Ahead.training = self
+
+    def params(self):
+        self.looks += 1
+        if self.ready:  # as far as it was asked to go
+            self.t, _ = self.ready[0]
+            self.ready = []
+        return super().params()
+
+    def step(self, x, y):
+        if self.ready:
+            return self.ready.pop(0)[1]
+        self.batch = x, y
+        loss = float(super().step(x, y))
+        other = self.training
+        if self.beside and self.looks == 1 and other is not None:
+            before = copy.deepcopy(other.t)
+            other.ready.append((before, float(Whole.step(other, *other.batch))))
+        return loss
+
+
 class InParts(TensorsTier):
     '''Right in its parts; the step that is timed moves a thousandth too far.'''
 
@@ -233,7 +269,7 @@ def cheats(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Installed tiers that should have no row, where worker processes find them too."""
     names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "in-parts": "InParts"}
     same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes", "Bursts")
-    same += ("Relapses", "Beside")
+    same += ("Relapses", "Beside", "Ahead")
     names |= {name.lower(): name for name in same} | {"honest": "Whole"}
     targets = {name: f"MODULE:{target}" for name, target in names.items()}
     site.add("cheats-dist", targets, CHEATS)
@@ -322,10 +358,26 @@ def test_what_a_training_is_held_against_is_audited(cheats: Site, folder: Path, 
     assert f"fails its audit ({mode}): its loop beside: " in config.refused["beside"]
 
 
+def test_work_in_the_turns_of_another_is_refused(cheats: Site, folder: Path) -> None:
+    """Every loss is right, and so is the end; what is wrong is whose time it was."""
+    sizes = {"batch_size": [64], "d_in": [100], "hidden": [50], "d_out": [3]}
+    report = bench(["ahead", "honest"], modes=["lightning"], rounds=2, seconds=0.1, **sizes)
+    (config,) = report.configs
+    assert [row.tier for row in config.rows] == ["honest"]
+    assert "of what the same step took in its loop beside" in config.refused["ahead"]
+
+
+def test_the_cost_of_a_record_is_in_a_step() -> None:
+    """A call each second, and its share of what all losses take; a call that is slow takes nothing off."""
+    step = with_sending(0.01, call=0.005, sending=0.025, losses=100)
+    assert step == pytest.approx(0.01 + 0.01 * 0.005 / SECONDS_BETWEEN_CALLS + (0.025 - 0.005) / 100)
+    assert with_sending(0.01, call=0.005, sending=0.001, losses=100) == pytest.approx(0.01 * 1.005)
+
+
 def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, client: Any) -> None:
     """Another process proves the tier anew; whatever was measured before stays."""
     sizes = {**SMALL, "d_in": [6, 11, 12, 7]}
-    report = bench(["bursts"], modes=["bare"], **sizes, **QUICK)
+    report = bench(["bursts"], modes=["lightning"], **sizes, **QUICK)
     first, at_once, later, last = report.configs
     for config in (first, last):
         assert config.refused == {}
@@ -433,7 +485,7 @@ def test_nothing_converges_in_a_round() -> None:
 
 def test_what_put_off_its_work_pays_for_it() -> None:
     """No two rounds have the same problem, nor the warm-up and a round, nor two modes."""
-    seeds = [seed_of(3)] + [seed_of(3, n, mode) for n in range(4) for mode in ("floor", *MODES)]
+    seeds = [seed_of(3)] + [seed_of(3, n, mode) for n in range(4) for mode in MODES]
     assert len(set(seeds)) == len(seeds)
     assert seeds[0] != seed_of(4)
     assert seed_of(3, 2, "bare") == seed_of(3, 2, "bare")
@@ -556,10 +608,8 @@ class Ticking:
         return self.name
 
 
-@pytest.mark.parametrize("pace", [0.004, None])
-def test_a_training_takes_turns_with_its_loop_beside(
-    pace: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("most", [2, 14])
+def test_a_training_takes_turns_with_its_loop_beside(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own clock, as many steps, and its parameters; by blocks where nothing may wait in one."""
     clock = Clock()
     monkeypatch.setattr("layerlab.benchmarking.turns.time.perf_counter", lambda: clock.now)
@@ -567,7 +617,7 @@ def test_a_training_takes_turns_with_its_loop_beside(
     problem = TimedProblem.draw((3, 2, 2, 1), steps=20, seed=0, **draw_of)
     mine, other = Ticking(clock, "training", 2.0), Ticking(clock, "loop", 3.0)
     loop = BareLoop(other, problem, torch.device("cpu"))  # type: ignore[arg-type]  # all that it needs of a tier
-    turns = Turns(None, few=3, steps=14, pace=pace, beside=loop, synchronise=lambda: None)
+    turns = Turns(None, few=3, steps=14, most=most, beside=loop, synchronise=lambda: None)
     turns.begin, turns.finish = lambda: None, mine.params
     for block in (4, 7, 3):
         losses = [mine.step(x, y) for x, y in turns.batches([loop.batch] * block, block)]
@@ -582,15 +632,15 @@ def test_a_training_takes_turns_with_its_loop_beside(
         return ["training"] * steps + ["framework"] + ["loop"] * steps
 
     last = ["training"] * 1 + ["framework", "training's parameters", "loop", "loop's parameters"]
-    if pace is None:
+    if most == 14:
         last = ["training"] * 3 + last[1:3] + ["loop"] * 3 + last[-1:]
         assert clock.did == first + end_of(7) + last
-    else:  # two steps are the hundredth of a second, about
+    else:
         assert clock.did == first + together(2) * 3 + end_of(1) + together(2) + last
     assert (turns.warm, len(turns.losses), len(loop.losses)) == (4, 14, 14)
     assert turns.seconds == 10 * 2.0 + 2 * 0.5 + 2.0
     assert turns.beside_seconds == 10 * 3.0 + 3.0
-    assert turns.within == (0 if pace is None else 2 * 3.0)
+    assert turns.within == (0 if most == 14 else 2 * 3.0)
     assert (turns.end, loop.end) == ("training", "loop")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import math
 import os
 import socket
 import subprocess
@@ -580,8 +582,18 @@ def test_a_journal_that_is_none_stops_nothing(folder: Path, layerlab_cli: Any, c
     assert "no run began in this folder" in whole(layerlab_cli("resume", "--last"))
 
 
+ONE = base64.b64encode(np.ones(1).tobytes()).decode()
+ODD_TIMES = [[math.nan, 1.0], [1.0, math.inf], [1e300, 1.0], [[1.0], 1.0], [1.0]]
+
+
 @pytest.mark.parametrize(
-    "entry", [{"series": "x"}, {"metrics": 3}, {"series": "x", "f8": "!", "step": 0, "times": 1}]
+    "entry",
+    [
+        {"series": "x"},
+        {"metrics": 3},
+        {"series": "x", "f8": "!", "step": 0, "times": 1},
+        *({"series": "x", "f8": ONE, "step": 0, "times": times} for times in ODD_TIMES),
+    ],
 )
 def test_entries_that_are_none_are_named(folder: Path, layerlab_cli: Any, entry: dict[str, Any]) -> None:
     """In one line, and the journal stays."""

@@ -19,6 +19,7 @@ import pytest
 import layerlab
 from helpers import TINY
 from layerlab import journal
+from layerlab.errors import TrackingError
 from layerlab.export import build_model
 from layerlab.reference import initial_params
 from layerlab.report import Observer
@@ -35,6 +36,13 @@ ODD = [1.5, math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, 5e-324]
 
 def history(client: Any, run_id: str, key: str) -> list[tuple[int, int, float]]:
     return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, key))
+
+
+def killed(process: subprocess.Popen[bytes]) -> None:
+    """Kills a process, and then one that is no more."""
+    process.kill()
+    process.wait()
+    os.kill(process.pid, signal.SIGKILL)
 
 
 def append(kept: Delivery, *entries: dict[str, Any]) -> None:
@@ -227,6 +235,38 @@ def test_a_recorder_that_is_held_has_sent_all(folder: Path, client: Any) -> None
             record.log_losses(3, np.ones(4), 2.0, 3.0)
         assert len(history(client, run_id, "loss")) == 7
         assert record.finish("FINISHED").unsent() is None
+
+
+def test_a_store_that_fails_is_told_while_a_run_is_held(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever measures what sending takes must know that nothing was sent; the run is sent in the end."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)
+    store = Store()
+    kept = store.start_run(INFO)
+    assert kept.hold() is None
+    append(kept, journal.series("loss", 0, np.ones(3), 1.0, 0.1))
+
+    def gone(*arguments: Any, **named: Any) -> None:
+        raise ConnectionError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, "log_batch", gone)
+        assert kept.hold() == kept.let_go() == "ConnectionError: gone"
+    assert kept.end("FINISHED", None) is None
+    assert len(history(client, kept.run_id, "loss")) == 3
+
+
+def test_a_recorder_that_is_gone_is_told_while_a_run_is_held(folder: Path) -> None:
+    """Before it, and after it; what was raised meanwhile is what is seen."""
+    with Recorder() as recorder:
+        recorder.open(None, "bulk")
+        recorder.opened()
+        recorder.start_run(INFO).started()
+        with pytest.raises(ProcessLookupError), recorder.held():
+            killed(recorder._process._popen)
+        with pytest.raises(TrackingError, match="the recording process ended"), recorder.held():
+            pass
 
 
 def test_points_that_are_refused_take_no_tags_along(folder: Path, client: Any) -> None:

@@ -274,7 +274,7 @@ def bench_text(report: BenchReport) -> str:
     if any(config.rows for config in report.configs):
         parts.append(
             "floor: the five matrix products alone, as a share of a bare step;\n"
-            "(x): of a bare loop that took turns with the training, block by block;\n"
+            "(x): of a bare loop that took turns with the training;\n"
             "once: what the first two steps took beyond two later ones; peak: memory that the bare loop took"
         )
     if report.picture_fault:

@@ -297,10 +297,13 @@ def _points(entry: Entry) -> list[Point]:
 
         kind = "f4" if "f4" in entry else "f8"
         values = np.frombuffer(base64.b64decode(entry[kind]), f"<{kind}").tolist()
-        key, first, (began, pace) = entry["series"], entry["step"], entry["times"]
+        key, first, (began, pace) = entry["series"], entry["step"], map(float, entry["times"])
         count = len(values)
-        times = ((began + pace * np.arange(1, count + 1)) * 1000).astype(np.int64).tolist()
-        return list(zip([key] * count, values, times, range(first, first + count), strict=True))
+        times = (began + pace * np.arange(1, count + 1)) * 1000
+        if not (np.abs(times) < 2.0**63).all():  # nor is what is no number
+            raise ValueError("a time that is none")
+        whole = times.astype(np.int64).tolist()
+        return list(zip([key] * count, values, whole, range(first, first + count), strict=True))
     if "metrics" in entry:
         return [(key, value, entry["time"], entry["step"]) for key, value in entry["metrics"].items()]
     return []

@@ -100,7 +100,7 @@ class ReadSteps:
             for x, y in batches:
                 losses.append(float(step(x, y)))
         except (Exception, SystemExit) as error:
-            raise _failed(steps[len(losses)], error) from error
+            raise _failed(steps[min(len(losses), len(steps) - 1)], error) from error
         return np.array(losses, dtype=self._dtype)
 
 

@@ -1,7 +1,7 @@
 """Training under Lightning, a block of steps at a time.
 
 What Lightning calls a batch is here a *block*: a slice of consecutive steps. `TierModule.training_step` runs
-the whole block and writes each loss into a tensor on the device; nothing waits for the device and nothing is
+the whole block and keeps each loss, on a device in a tensor; nothing waits for the device and nothing is
 logged before the block ends. Lightning's counters are then moved on by the block's length, so that
 `global_step`, `max_steps` and `ModelCheckpoint(every_n_train_steps=...)` speak of steps, as always.
 

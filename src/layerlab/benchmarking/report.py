@@ -70,11 +70,11 @@ class Row:
         tier: The tier.
         distribution: The distribution that offers it, and its version.
         timings: By mode: "bare", "lightning", "tracked".
-        beside: By mode of a training: a bare loop that took turns with it, block by block.
+        beside: By mode of a training: a bare loop that took turns with it.
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
-        floor: These products alone, in the same process and rounds.
+        floor: These products alone, which took turns with the bare loop.
         floor_share: Their time as a share of a bare step's.
         peak_mb: The most memory that a bare round held beyond what the process had, 10^6 bytes, on CUDA that
             of the tensors; the median of all rounds, as a first one may compile.

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 WORKER = "layerlab.benchmarking.worker"
 # A Trainer's blocks grow to a quarter of a second: a round must hold some of them to show their pace.
 TRAINERS_TIMES = 3
+# On a CPU a training makes the very steps that its loop beside makes, in the same moments: a round of many of
+# them is within some hundredths of 1. One of few may be anything, and not all of them are.
+LEAST_TAX = 2 / 3
 _FEWEST_STEPS = 20
 
 
@@ -61,7 +64,7 @@ class _Taken:
         config: The problem.
         paces: By tier: what its warm-up told.
         times: By tier and mode: the seconds of a step.
-        beside: By tier and mode of a training: those of the bare loop that it took turns with.
+        beside: By tier and mode: those of what it took turns with, the bare loop or, of that, the products.
         peaks: By tier: the memory of its bare rounds, 10^6 bytes.
     """
 
@@ -158,11 +161,13 @@ class Rounds:
     def _begin(self, config: Config) -> _Taken:
         config.refused |= self._refused
         paces = self._warm_up(config)
-        modes = (*self._asked.modes, "floor")
+        modes = self._asked.modes
         if self._peers:
             self._peers.prepare(config)
-        times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
-        return _Taken(config, paces, times, {name: {} for name in paces}, {name: [] for name in paces})
+        times, beside = (
+            {name: dict[str, list[float]]((mode, []) for mode in modes) for name in paces} for _ in range(2)
+        )
+        return _Taken(config, paces, times, beside, {name: [] for name in paces})
 
     def _end(self, taken: _Taken) -> None:
         config = taken.config
@@ -171,9 +176,29 @@ class Rounds:
         for row in self._asked.rows:
             name = row.selector
             if name in taken.times and name not in config.refused:
-                config.rows.append(self._row(row, taken))
+                measured = self._row(row, taken)
+                fault = self._too_fast(measured)
+                if fault is None:
+                    config.rows.append(measured)
+                else:
+                    config.refused[name] = fault
         if self._peers:
             self._peers.end(config)
+
+    def _too_fast(self, row: Row) -> str | None:
+        """What shows that a training did its work in somebody else's time, or that the other one idled."""
+        if (
+            self._asked.accelerator != "cpu"
+        ):  # on CUDA a step may be replayed in a training, and is then faster
+            return None
+        for mode in row.beside:
+            most = max(row.tax(mode).rounds)
+            if most < LEAST_TAX:
+                return (
+                    f"fails its audit ({mode}): a step of the training took {most:.2f} of what the same step "
+                    "took in its loop beside, in every round at most"
+                )
+        return None
 
     def _warm_up(self, config: Config) -> dict[str, dict[str, float]]:
         paces: dict[str, dict[str, float]] = {}
@@ -192,17 +217,13 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other, and audited
-        after all of them: what they are compared with was measured in the same seconds. A training is also
-        compared with a bare loop of its own, with which it takes turns (see `turns`).
+        after all of them. A training takes turns with a bare loop of its own, and the bare loop with the
+        products: that is what they are compared with (see `turns`).
         """
         config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
-        modes = [
-            mode
-            for mode in ("lightning", "tracked", "bare", "floor")
-            if mode in (*self._asked.modes, "floor")
-        ]
+        modes = [mode for mode in ("lightning", "tracked", "bare") if mode in self._asked.modes]
         for name in turned:
             self._stop.check()
             asked = [
@@ -210,7 +231,8 @@ class Rounds:
                 for mode in (modes if number % 2 == 0 else reversed(modes))
             ]
             try:
-                answer = self._ask(name, "round", sizes=config.sizes, asked=asked)
+                pace = taken.paces[name]["step"]
+                answer = self._ask(name, "round", sizes=config.sizes, asked=asked, pace=pace)
             except Refused as reason:
                 config.refused[name] = str(reason)
                 continue
@@ -218,8 +240,7 @@ class Rounds:
                 if measured["fault"]:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
-                if measured["beside"] is not None:
-                    taken.beside[name].setdefault(mode, []).append(measured["beside"])
+                taken.beside[name][mode].append(measured["beside"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -231,12 +252,13 @@ class Rounds:
         name = row.selector
         pace, times = taken.paces[name], taken.times[name]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
-        floor = Timing.of(times["floor"])
+        beside = {mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()}
+        floor = beside.pop("bare")
         return Row(
             tier=name,
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
-            beside={mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()},
+            beside=beside,
             first_step=pace["first_step"],
             once=pace["once"],
             gflops=taken.config.operations / timings["bare"].median / 1e9,

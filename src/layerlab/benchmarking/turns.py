@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerlab.errors import TierError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
     Batch = tuple[Any, Any]
 
-# About how long a turn is: long beside what the other one's rows and weights take to come back to the cache.
+# About how long a turn is, or one step where that takes longer: long beside what rows and weights take to get
+# back to the caches, where they are as small as that. Where they are not, both sides wait for them.
 _SECONDS = 0.01
 
 
@@ -76,7 +79,7 @@ class Turns:
         record: Of the training; None: nothing is recorded.
         few: About how many steps the first part has.
         steps: How many there are in all.
-        pace: About how many seconds a step takes; None: only the end of a block is a turn.
+        most: Steps of a turn within a block.
         beside: The loop beside.
         synchronise: Waits until the device has done what it was given.
 
@@ -101,13 +104,12 @@ class Turns:
         *,
         few: int,
         steps: int,
-        pace: float | None,
+        most: int,
         beside: BareLoop,
         synchronise: Callable[[], None],
     ) -> None:
         self._record, self._few, self._steps = record, few, steps
-        self._at_once = steps if pace is None else max(1, round(_SECONDS / pace))
-        self._beside, self._synchronise = beside, synchronise
+        self._most, self._beside, self._synchronise = most, beside, synchronise
         self.losses: list[float] = []
         self.warm = self._made = 0
         self.seconds = self.beside_seconds = self.within = self._began = 0.0
@@ -115,10 +117,10 @@ class Turns:
     def batches(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
         """The batches of a block of so many steps; some of them on, the loop beside has its turn."""
         every, before = iter(batches), self.beside_seconds
-        while steps > self._at_once and self.warm:
-            yield from itertools.islice(every, self._at_once)
-            steps -= self._at_once
-            self._swap(self._at_once)
+        while steps > self._most and self.warm:
+            yield from itertools.islice(every, self._most)
+            steps -= self._most
+            self._swap(self._most)
         self._made, self.within = steps, self.beside_seconds - before
         yield from every
 
@@ -140,18 +142,27 @@ class Turns:
     def _swap(self, steps: int, *, last: bool = False) -> None:
         if last:
             self.end = self.finish()
-            self._synchronise()
+        self._synchronise()
         began = time.perf_counter()
         self.seconds += began - self._began
-        self._beside.run(steps)
-        if last:
-            self._beside.finish()
+        try:
+            self._beside.run(steps)
+            if last:
+                self._beside.finish()
+        except Exception as error:
+            # it is within a block that this is raised, and no step of that block
+            raise TierError(f"its loop beside: {type(error).__name__}: {error}") from error
         self._synchronise()
         self._began = time.perf_counter()
         self.beside_seconds += self._began - began
 
     def log_metrics(self, step: int, metrics: Any) -> None:
         """There is no validation."""
+
+
+def at_once(pace: float) -> int:
+    """The steps of a turn on the CPU, for steps that take about so many seconds."""
+    return max(1, round(_SECONDS / pace))
 
 
 def overwrite(batch: tuple[Any, Any], problem: TimedProblem) -> None:

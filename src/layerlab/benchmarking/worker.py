@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import statistics
 import sys
 import time
 from functools import partial
@@ -18,7 +19,7 @@ from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.benchmarking.seeds import seed_of
-from layerlab.benchmarking.turns import BareLoop, Turns, overwrite
+from layerlab.benchmarking.turns import BareLoop, Turns, at_once, overwrite
 from layerlab.conformance import check
 from layerlab.errors import AcceleratorError, TierError
 from layerlab.tracking import Recorder, RunInfo
@@ -47,12 +48,13 @@ class Measured(NamedTuple):
     Attributes:
         step: Seconds of a step.
         audit: Says what is wrong with it, or None.
-        beside: Seconds of a step of the bare loop that it took turns with, if it did.
+        beside: Seconds of a step of what it took turns with: a training with the bare loop, the bare loop
+            with the products.
     """
 
     step: float
     audit: Audit
-    beside: float | None = None
+    beside: float
 
 
 class Worker:
@@ -112,23 +114,23 @@ class Worker:
         while seconds < 0.05 and count < 1 << 16:
             count *= 2
             seconds = self._clock(partial(loop.run, count))
-        step = self._pace = seconds / count
+        step = seconds / count
         return {"first_step": first, "once": first + second - 2 * step, "step": step, "most_steps": most}
 
-    def round(self, sizes: list[int], asked: list[tuple[str, int, int]]) -> dict[str, Any]:
+    def round(self, sizes: list[int], asked: list[tuple[str, int, int]], pace: float) -> dict[str, Any]:
         """Measures modes right after one another, each so many steps from a seed, and audits them after that.
 
         A processor is slower in one minute than in another. Both sides of a ratio should be of the same
         seconds, and an audit takes longer than what it looks at.
         """
         self._take(sizes)
+        self._pace = pace  # about how many seconds a step takes
         if not self._kept:
             if {"lightning", "tracked"} & {mode for mode, *_ in asked}:
                 import layerlab.training  # noqa: F401 -- what it imports is alive from here on
             keep_modules()
             self._kept = True
         ways = {
-            "floor": self._floor,
             "bare": self._bare,
             "lightning": self._lightning,
             "tracked": self._tracked,
@@ -142,32 +144,41 @@ class Worker:
         """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
 
         With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
+        It takes turns with the five matrix products of a step.
         """
         few = max(1, steps // _SHORTER)
         problem = self._draw(few + steps, seed)
+        floor = self._products(problem, few)
+        give_back()  # the layout that is the slower one here
         peak = Peak(self.device)
         loop = self._loop(problem)
         loop.run(few)
+        floor(few)
         loop.begin()
         fault = changed(self._settings)
-
-        def timed() -> None:
-            loop.run(steps)
-            loop.finish()
-
-        seconds = self._clock(timed)
+        seconds = floor_seconds = 0.0
+        for some in self._turns(steps):
+            seconds += self._clock(partial(loop.run, some))
+            floor_seconds += self._clock(partial(floor, some))
+        seconds += self._clock(loop.finish)
         self._peak = peak.grown()
         fault = fault or changed(self._settings)
-        return Measured(seconds / steps, lambda: fault or self._audit_loop(loop, (few, steps)))
+        return Measured(
+            seconds / steps,
+            lambda: fault or self._audit_loop(loop, (few, steps)),
+            floor_seconds / steps,
+        )
 
-    def _floor(self, steps: int, seed: int) -> Measured:
+    def _turns(self, steps: int) -> list[int]:
+        """The steps of each turn; on CUDA, where a turn waits for the device, there is one."""
+        most = steps if self.device.type != "cpu" else at_once(self._pace)
+        return [min(most, steps - done) for done in range(0, steps, most)]
+
+    def _products(self, problem: TimedProblem, few: int) -> Callable[[int], None]:
         """The five matrix products of a step and nothing else, in the layout that is the faster here."""
-        problem = self._draw(steps, seed)
         x, y = (torch.tensor(a, device=self.device) for a in problem.rows[0])
         w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
-        few = max(1, steps // _SHORTER)
-        loop = min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
-        return Measured(self._clock(partial(loop, steps)) / steps, lambda: None)
+        return min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
 
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
@@ -178,9 +189,9 @@ class Worker:
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
 
-        They are sent after the training, and what that takes is in it: in a run they are sent while it lasts,
-        and it is then that somebody waits for a processor; here it could be either of those who take turns.
-        What a call of the store takes by itself is in it as often as there is one in a run.
+        They are sent after the training, and what that takes is added (`with_sending`): in a run they are
+        sent while it lasts, and somebody waits for a processor then; here it could be either of those who
+        take turns.
         """
         if self._recorder is None:
             self._recorder = Recorder()
@@ -188,21 +199,23 @@ class Worker:
             self._recorder.opened()
         record = self._recorder.start_run(RunInfo("bench", self.row.name, {}, {}))
         record.started()
-        for number in range(2):  # what is told of a run when it begins goes with the first
-            record.log_metrics(number, {"nothing": 0.0})
+        calls = []
+        for number in range(4):
+            for step in (2 * number, 2 * number + 1):  # two of a metric go the way that many do
+                record.log_metrics(step, {"nothing": 0.0})
             began = time.perf_counter()
             with self._recorder.held():
-                call = time.perf_counter() - began
+                calls.append(time.perf_counter() - began)
+        call = statistics.median(calls[1:])  # what is told of a run when it begins goes with the first
         with self._recorder.held():
             turns, audit = self._training(steps, seed, record)
             ended = time.perf_counter()
-        sending = max(0.0, time.perf_counter() - ended - call) / len(turns.losses)
+        sending = time.perf_counter() - ended
         timed = len(turns.losses) - turns.warm
-        step = turns.seconds / timed
         unsent = record.finish("FINISHED").unsent()
         lost = None if unsent is None else f"the record is not whole: {unsent.reason}"
         return Measured(
-            step * (1 + call / SECONDS_BETWEEN_CALLS) + sending,
+            with_sending(turns.seconds / timed, call=call, sending=sending, losses=len(turns.losses)),
             lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
             turns.beside_seconds / timed,
         )
@@ -227,7 +240,7 @@ class Worker:
             record,
             few=few,
             steps=few + steps,
-            pace=self._pace if self.device.type == "cpu" else None,
+            most=at_once(self._pace) if self.device.type == "cpu" else few + steps,
             beside=beside,
             synchronise=self._synchronise,
         )
@@ -319,6 +332,18 @@ class Worker:
             or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
             or changed(self._settings)
         )
+
+
+def with_sending(step: float, *, call: float, sending: float, losses: int) -> float:
+    """Seconds of a step with its share of what the store takes.
+
+    Args:
+        step: Without it.
+        call: What a call takes that brings next to nothing: there is one every `SECONDS_BETWEEN_CALLS`.
+        sending: What a call takes that brings all losses.
+        losses: How many they are.
+    """
+    return step * (1 + call / SECONDS_BETWEEN_CALLS) + max(0.0, sending - call) / losses
 
 
 def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:

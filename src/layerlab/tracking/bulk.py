@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from layerlab.journal import Point
 
-# One statement brings at most so many: a bound on how long other processes wait for the database.
+# At most so many at once: a bound on how long other processes wait for the database.
 POINTS_AT_ONCE = 10_000
 # Rows of a statement: beginning and ending one costs what a few rows cost. Older SQLite takes 999 values.
 _ROWS = 160

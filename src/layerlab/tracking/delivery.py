@@ -145,8 +145,9 @@ class Delivery:
                 self._journal.append(last)
         except (JournalError, FileNotFoundError):  # the disk is full, or somebody removed the file: what is
             self._last = last  # left to do is to tell the store
-        self._ending.set()
-        self._release()
+        finally:
+            self._ending.set()
+            self._release()
         self._thread.join()
         return None if self.reason is None else self._unsent(self.reason)
 
@@ -155,18 +156,24 @@ class Delivery:
         """The journal."""
         return self._journal.path
 
-    def hold(self) -> None:
-        """Sends what there is, and nothing more until `let_go` or `end`."""
+    def hold(self) -> str | None:
+        """Sends what there is, and nothing more until `let_go` or `end`: for whoever measures.
+
+        Returns:
+            Why the store did not take all of it, or None.
+        """
         if not self._held:
             self._turn.acquire()
             self._held = True
-            self._deliver()
+        self._deliver()
+        return self.reason
 
-    def let_go(self) -> None:
-        """Sends what there is by now, and goes on."""
+    def let_go(self) -> str | None:
+        """Sends what there is by now, and goes on; as `hold`."""
         if self._held:
             self._deliver()
             self._release()
+        return self.reason
 
     def _release(self) -> None:
         if self._held:
@@ -186,7 +193,7 @@ class Delivery:
     def _run(self) -> None:
         while not self._ending.wait(SECONDS_BETWEEN_CALLS):
             with self._turn:
-                if time.monotonic() >= self._not_before:
+                if time.monotonic() >= self._not_before and not self._ending.is_set():
                     self._deliver()
         self._deliver()
         if self._last is not None and not self._late.superseded:

@@ -101,15 +101,13 @@ class Recording:
         """
         self._store.close_killed(run_id, reason)
 
-    def hold(self) -> None:
-        """Sends what there is of the run, and nothing more until `let_go`, or its end."""
-        if self._delivery is not None:
-            self._delivery.hold()
+    def hold(self) -> str | None:
+        """Sends what there is, and nothing more until `let_go` or the end; why not all, or None."""
+        return None if self._delivery is None else self._delivery.hold()
 
-    def let_go(self) -> None:
-        """Sends what there is by now, and goes on."""
-        if self._delivery is not None:
-            self._delivery.let_go()
+    def let_go(self) -> str | None:
+        """Sends what there is by now, and goes on; why not all, or None."""
+        return None if self._delivery is None else self._delivery.let_go()
 
     def finish(self, status: str, reason: str | None) -> Unsent | None:
         """Sends what the journal has, and closes the run."""

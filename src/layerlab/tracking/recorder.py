@@ -9,7 +9,7 @@ import pickle
 import uuid
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -131,13 +131,24 @@ class Recorder:
     def held(self) -> Iterator[None]:
         """Has nothing sent meanwhile: what there is goes out before it, and the rest at its end.
 
-        Both are waited for: what a training takes, and what its record takes, can be told apart.
+        Both are waited for: what a training takes, and what its record takes, can be told apart by the bench.
+
+        Raises:
+            TrackingError: The store did not take all of it, or is gone.
         """
-        self._call("hold").result()
         try:
+            self._all_sent("hold")
             yield
-        finally:
-            self._call("let_go").result()
+        except BaseException:
+            with suppress(TrackingError):
+                self._all_sent("let_go")
+            raise
+        self._all_sent("let_go")
+
+    def _all_sent(self, method: str) -> None:
+        reason = self._result(self._call(method))
+        if reason is not None:
+            raise TrackingError(f"tracking store {self.shown_uri} did not take all of a run: {reason}")
 
     def _finish(self, status: str, reason: str | None) -> Future[Unsent | None]:
         return self._call("finish", status, reason)

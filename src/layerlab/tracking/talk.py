@@ -20,7 +20,8 @@ from typing import Any
 
 # Messages that may wait for the process: a bound on memory. A training that is faster waits here.
 _WAITING = 16
-# Each call costs the store some milliseconds, however few points it brings: they go out once in so long.
+# Each call costs the store some milliseconds, however few points it brings: they go out once in so long. The
+# bench counts these calls, and must not import MLflow: the constant is on this side.
 SECONDS_BETWEEN_CALLS = 1.0
 # Seconds between two looks of somebody who waits for an answer, whether to stop.
 LOOK = 0.1
