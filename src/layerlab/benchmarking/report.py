@@ -74,7 +74,7 @@ class Row:
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
-        floor: These products alone, which took turns with the bare loop.
+        floor: These products alone, in the same process and rounds.
         floor_share: Their time as a share of a bare step's.
         peak_mb: The most memory that a bare round held beyond what the process had, 10^6 bytes, on CUDA that
             of the tensors; the median of all rounds, as a first one may compile.

@@ -64,7 +64,7 @@ class _Taken:
         config: The problem.
         paces: By tier: what its warm-up told.
         times: By tier and mode: the seconds of a step.
-        beside: By tier and mode: those of what it took turns with, the bare loop or, of that, the products.
+        beside: By tier and mode of a training: those of the bare loop that it took turns with.
         peaks: By tier: the memory of its bare rounds, 10^6 bytes.
     """
 
@@ -161,7 +161,7 @@ class Rounds:
     def _begin(self, config: Config) -> _Taken:
         config.refused |= self._refused
         paces = self._warm_up(config)
-        modes = self._asked.modes
+        modes = (*self._asked.modes, "floor")
         if self._peers:
             self._peers.prepare(config)
         times, beside = (
@@ -217,13 +217,18 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other, and audited
-        after all of them. A training takes turns with a bare loop of its own, and the bare loop with the
-        products: that is what they are compared with (see `turns`).
+        after all of them: what they are compared with was measured in the same seconds. A training is also
+        compared with a bare loop of its own, with which it takes turns (see `turns`). The bare loop does not
+        take turns with the products: NumPy's threads and torch's would be in each other's way.
         """
         config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
-        modes = [mode for mode in ("lightning", "tracked", "bare") if mode in self._asked.modes]
+        modes = [
+            mode
+            for mode in ("lightning", "tracked", "bare", "floor")
+            if mode in (*self._asked.modes, "floor")
+        ]
         for name in turned:
             self._stop.check()
             asked = [
@@ -240,7 +245,8 @@ class Rounds:
                 if measured["fault"]:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
-                taken.beside[name][mode].append(measured["beside"])
+                if measured["beside"] is not None:
+                    taken.beside[name][mode].append(measured["beside"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -252,8 +258,8 @@ class Rounds:
         name = row.selector
         pace, times = taken.paces[name], taken.times[name]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
-        beside = {mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()}
-        floor = beside.pop("bare")
+        beside = {mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items() if rounds}
+        floor = Timing.of(times["floor"])
         return Row(
             tier=name,
             distribution=f"{row.distribution} {row.version}",

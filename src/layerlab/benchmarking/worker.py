@@ -48,13 +48,12 @@ class Measured(NamedTuple):
     Attributes:
         step: Seconds of a step.
         audit: Says what is wrong with it, or None.
-        beside: Seconds of a step of what it took turns with: a training with the bare loop, the bare loop
-            with the products.
+        beside: Seconds of a step of the bare loop that it took turns with, if it did.
     """
 
     step: float
     audit: Audit
-    beside: float
+    beside: float | None = None
 
 
 class Worker:
@@ -131,6 +130,7 @@ class Worker:
             keep_modules()
             self._kept = True
         ways = {
+            "floor": self._floor,
             "bare": self._bare,
             "lightning": self._lightning,
             "tracked": self._tracked,
@@ -144,41 +144,32 @@ class Worker:
         """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
 
         With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
-        It takes turns with the five matrix products of a step.
         """
         few = max(1, steps // _SHORTER)
         problem = self._draw(few + steps, seed)
-        floor = self._products(problem, few)
-        give_back()  # the layout that is the slower one here
         peak = Peak(self.device)
         loop = self._loop(problem)
         loop.run(few)
-        floor(few)
         loop.begin()
         fault = changed(self._settings)
-        seconds = floor_seconds = 0.0
-        for some in self._turns(steps):
-            seconds += self._clock(partial(loop.run, some))
-            floor_seconds += self._clock(partial(floor, some))
-        seconds += self._clock(loop.finish)
+
+        def timed() -> None:
+            loop.run(steps)
+            loop.finish()
+
+        seconds = self._clock(timed)
         self._peak = peak.grown()
         fault = fault or changed(self._settings)
-        return Measured(
-            seconds / steps,
-            lambda: fault or self._audit_loop(loop, (few, steps)),
-            floor_seconds / steps,
-        )
+        return Measured(seconds / steps, lambda: fault or self._audit_loop(loop, (few, steps)))
 
-    def _turns(self, steps: int) -> list[int]:
-        """The steps of each turn; on CUDA, where a turn waits for the device, there is one."""
-        most = steps if self.device.type != "cpu" else at_once(self._pace)
-        return [min(most, steps - done) for done in range(0, steps, most)]
-
-    def _products(self, problem: TimedProblem, few: int) -> Callable[[int], None]:
+    def _floor(self, steps: int, seed: int) -> Measured:
         """The five matrix products of a step and nothing else, in the layout that is the faster here."""
+        problem = self._draw(steps, seed)
         x, y = (torch.tensor(a, device=self.device) for a in problem.rows[0])
         w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
-        return min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
+        few = max(1, steps // _SHORTER)
+        loop = min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
+        return Measured(self._clock(partial(loop, steps)) / steps, lambda: None)
 
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
