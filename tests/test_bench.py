@@ -156,15 +156,20 @@ class Strides(Whole):
         return self.loss
 
 
+def made_in(name):
+    '''Whether a function of that name is being called, however far up.'''
+    frame = sys._getframe()
+    while frame and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
+
+
 class Beside(Whole):
     '''Takes it easy where it is what a training is held against.'''
 
     def __init__(self, params, **run):
         super().__init__(params, **run)
-        frame, names = sys._getframe(), set()
-        while frame := frame.f_back:
-            names.add(frame.f_code.co_name)
-        self.easy, self.loss = "_training" in names and "fit" not in names, None
+        self.easy, self.loss = made_in("_training") and not made_in("fit"), None
 
     def step(self, x, y):
         if self.loss is None or not self.easy:
@@ -179,12 +184,9 @@ class Ahead(Whole):
 
     def __init__(self, params, **run):
         super().__init__(params, **run)
-        frame, names = sys._getframe(), set()
-        while frame := frame.f_back:
-            names.add(frame.f_code.co_name)
         self.ready, self.batch, self.looks = [], None, 0
-        self.beside = "_training" in names and "fit" not in names
-        if "fit" in names:
+        self.beside = made_in("_training") and not made_in("fit")
+        if made_in("fit"):
             Ahead.training = self
 
     def params(self):

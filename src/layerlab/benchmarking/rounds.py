@@ -164,10 +164,8 @@ class Rounds:
         modes = (*self._asked.modes, "floor")
         if self._peers:
             self._peers.prepare(config)
-        times, beside = (
-            {name: dict[str, list[float]]((mode, []) for mode in modes) for name in paces} for _ in range(2)
-        )
-        return _Taken(config, paces, times, beside, {name: [] for name in paces})
+        times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
+        return _Taken(config, paces, times, {name: {} for name in paces}, {name: [] for name in paces})
 
     def _end(self, taken: _Taken) -> None:
         config = taken.config
@@ -187,9 +185,8 @@ class Rounds:
 
     def _too_fast(self, row: Row) -> str | None:
         """What shows that a training did its work in somebody else's time, or that the other one idled."""
-        if (
-            self._asked.accelerator != "cpu"
-        ):  # on CUDA a step may be replayed in a training, and is then faster
+        # On CUDA a step may be replayed in a training, and is then faster.
+        if self._asked.accelerator != "cpu":
             return None
         for mode in row.beside:
             most = max(row.tax(mode).rounds)
@@ -246,7 +243,7 @@ class Rounds:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
                 if measured["beside"] is not None:
-                    taken.beside[name][mode].append(measured["beside"])
+                    taken.beside[name].setdefault(mode, []).append(measured["beside"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -258,13 +255,12 @@ class Rounds:
         name = row.selector
         pace, times = taken.paces[name], taken.times[name]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
-        beside = {mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items() if rounds}
         floor = Timing.of(times["floor"])
         return Row(
             tier=name,
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
-            beside=beside,
+            beside={mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()},
             first_step=pace["first_step"],
             once=pace["once"],
             gflops=taken.config.operations / timings["bare"].median / 1e9,
