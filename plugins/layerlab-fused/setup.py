@@ -12,7 +12,7 @@ setuptools.setup(
         setuptools.Extension(
             "layerlab_fused._step",
             sources=["src/layerlab_fused/_step.c"],
-            depends=["src/layerlab_fused/_kernel.h"],
+            depends=["src/layerlab_fused/_both.h", "src/layerlab_fused/_kernel.h"],
             extra_compile_args=["-O3", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             py_limited_api=STABLE,

@@ -25,6 +25,8 @@ enum { DEPTH = 1024, BATCH = 64, COLUMNS = 192, TILE = 64 };
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
+#define PASTE(a, b, c) a##b##c
+#define JOIN(a, b, c) PASTE(a, b, c)
 
 typedef struct {
     ptrdiff_t d_in, hidden, d_out, n, ld; /* ld: n rounded up to whole vectors */
@@ -37,76 +39,31 @@ typedef struct {
     void *ends;                           /* (threads, BATCH, TILE): the last columns of x */
 } Plan;
 
+#define KIND any
 #define WIDTH 16
 #define ROWS 4
 #define COLS 3
-#define REAL float
-#define INTEGER int32_t
-#define NAME(x) x##_float_any
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#define REAL double
-#define INTEGER int64_t
-#define NAME(x) x##_double_any
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#undef WIDTH
-#undef ROWS
-#undef COLS
+#include "_both.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_AVX2 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#define KIND avx2
 #define WIDTH 32
 #define ROWS 4
 #define COLS 3
-#define REAL float
-#define INTEGER int32_t
-#define NAME(x) x##_float_avx2
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#define REAL double
-#define INTEGER int64_t
-#define NAME(x) x##_double_avx2
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#undef WIDTH
-#undef ROWS
-#undef COLS
+#include "_both.h"
 #pragma GCC pop_options
 
 #define HAS_AVX512 HAS_AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512dq")
+#define KIND avx512
 #define WIDTH 64
 #define ROWS 6
 #define COLS 4
-#define REAL float
-#define INTEGER int32_t
-#define NAME(x) x##_float_avx512
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#define REAL double
-#define INTEGER int64_t
-#define NAME(x) x##_double_avx512
-#include "_kernel.h"
-#undef REAL
-#undef INTEGER
-#undef NAME
-#undef WIDTH
-#undef ROWS
-#undef COLS
+#include "_both.h"
 #pragma GCC pop_options
 #endif
 
