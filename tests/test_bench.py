@@ -24,9 +24,12 @@ from layerlab.benchmarking.rounds import Rounds
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
+from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
+from layerlab.benchmarking.way import Fork
 from layerlab.benchmarking.worker import Worker, with_sending
 from layerlab.console import bench_text
 from layerlab.errors import Interrupted, SpecError
+from layerlab.reference import initial_params
 from layerlab.report import Observer
 from layerlab.tier import Recipe
 from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
@@ -441,13 +444,47 @@ def test_the_way_is_audited_step_by_step(optimizer: str) -> None:
     assert audit_way(way, [float("nan")] * 5000, end, "32-true") is not None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("place", [None, Place(5, 3)])
+def test_steps_in_the_span_of_the_rows_are_those_in_full(bias: bool, place: Place | None) -> None:
+    """Losses, slopes and parameters are the same, also where ReLU is taken to be on the other side of 0.
+
+    Of sums of a hundred terms at most, float64 leaves 14 digits; a fork moves losses in the second.
+    """
+    about: Any = {"precision": "64-true", "recipe": Recipe(), "bias": bias}
+    problem = TimedProblem.draw((16, 60, 30, 4), steps=40, seed=1, **about)
+    x, y = problem.rows[0]
+    walk = Update("sgd", problem.lr).walk(problem.start, x, y)
+    assert isinstance(walk, InSpan)
+    full = InFull(problem.start, x, y, Update("sgd", problem.lr))
+    plain = InFull(problem.start, x, y, Update("sgd", problem.lr))
+    for step in range(40):
+        there = place if step == 3 else None
+        one, other, without = walk.step(there), full.step(there), plain.step()
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert (abs(other[0] / without[0] - 1) > 1e-6) == (place is not None)
+    for mine, expected in zip(walk.params(), full.params(), strict=True):
+        assert (mine is None) == (expected is None)
+        if mine is not None and expected is not None:
+            np.testing.assert_allclose(mine, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_of_many_rows_and_under_adam_steps_are_made_in_full() -> None:
+    """The span of as many rows as inputs twice over is no shorter way, and Adam leaves any."""
+    params = initial_params(4, 3, 2, init="linear", bias=True, seed=0)
+    x, y = np.ones((8, 4)), np.ones((8, 2))
+    assert isinstance(Update("sgd", 0.1).walk(params, x, y), InFull)
+    assert isinstance(Update("sgd", 0.1).walk(params, x[:7], y[:7]), InSpan)
+    assert isinstance(Update("adam", 0.1).walk(params, x[:7], y[:7]), InFull)
+
+
 def test_of_two_right_ways_either_may_be_taken() -> None:
     """Where rounding decides whether ReLU switches a unit off, either way is right, and nothing between."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
     problem = TimedProblem.draw((64, 1000, 100, 10), steps=307, seed=seed_of(0, 6, "bare"), **about)
     counts = (308,)
     found = problem.forks(counts, "32-true")
-    assert (found[0].step, found[0].row, found[0].unit) == (45, 9, 60)
+    assert found[0] == Fork(45, Place(9, 60))
     one, other = problem.way(counts), problem.way(counts, found[0])
     for way in (one, other):
         assert problem.fault(counts, way.losses.tolist(), way.end, "32-true") is None
@@ -465,11 +502,9 @@ def test_a_fork_leads_to_either_side(optimizer: str, bias: bool) -> None:
     for seed in range(12):
         problem = TimedProblem.draw((64, 500, 100, 10), steps=60, seed=seed, **about)
         for fork in problem.forks((60,), "32-true"):
-            x = problem.rows[0][0][fork.row].astype(np.float64)
+            x = problem.rows[0][0][fork.place.row].astype(np.float64)
             ends = (problem.way((fork.step + 1,), taken).end for taken in (None, fork))
-            sides = [
-                float(x @ p.w1[:, fork.unit]) + (0 if p.b1 is None else p.b1[fork.unit]) > 0 for p in ends
-            ]
+            sides = [pre_activation(p, x, fork.place.unit) > 0 for p in ends]
             assert sides[0] != sides[1], fork
             seen += 1
     assert seen > 0

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerlab.benchmarking.way import GROWTH, norm
+from layerlab.benchmarking.walk import norm
+from layerlab.benchmarking.way import GROWTH
 from layerlab.conformance.lockstep import Comparison, Oracle, as_float64, take_step
 from layerlab.rounding import Roundoff
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerlab.benchmarking.audit import audit_way
-from layerlab.benchmarking.way import Fork, Way, follow, forks, norm
+from layerlab.benchmarking.walk import norm
+from layerlab.benchmarking.way import Fork, Way, follow, forks
 from layerlab.reference import forward, gradients, initial_params
 from layerlab.rounding import Roundoff, zip_params
 
