@@ -654,7 +654,7 @@ def test_a_training_takes_turns_with_its_loop_beside(most: int, monkeypatch: pyt
     problem = TimedProblem.draw((3, 2, 2, 1), steps=20, seed=0, **draw_of)
     mine, other = Ticking(clock, "training", 2.0), Ticking(clock, "loop", 3.0)
     loop = BareLoop(other, problem, torch.device("cpu"))  # type: ignore[arg-type]  # all that it needs of a tier
-    turns = Turns(None, few=3, steps=14, most=most, beside=loop, synchronise=lambda: None)
+    turns = Turns(None, few=4, steps=14, most=most, beside=loop, synchronise=lambda: None)
     turns.begin, turns.finish = lambda: None, mine.params
     for block in (4, 7, 3):
         losses = [mine.step(x, y) for x, y in turns.batches([loop.batch] * block, block)]
@@ -674,7 +674,7 @@ def test_a_training_takes_turns_with_its_loop_beside(most: int, monkeypatch: pyt
         assert clock.did == first + end_of(7) + last
     else:
         assert clock.did == first + together(2) * 3 + end_of(1) + together(2) + last
-    assert (turns.warm, len(turns.losses), len(loop.losses)) == (4, 14, 14)
+    assert (len(turns.losses), len(loop.losses)) == (14, 14)
     assert turns.seconds == 10 * 2.0 + 2 * 0.5 + 2.0
     assert turns.beside_seconds == 10 * 3.0 + 3.0
     assert turns.within == (0 if most == 14 else 2 * 3.0)
@@ -694,6 +694,16 @@ def test_blocks_are_as_long_as_without_turns(monkeypatch: pytest.MonkeyPatch) ->
     module._sink = Turns.__new__(Turns)
     module.training_step(slice(100, 200), 0)
     assert module.seconds_per_step == pytest.approx(0.1)
+
+
+def test_the_first_part_is_as_long_as_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that went on would leave the clock few steps, or none: blocks grow fourfold."""
+    monkeypatch.setattr(TierModule, "block_end", lambda *_: 100)
+    module = TimedModule.__new__(TimedModule)
+    torch.nn.Module.__init__(module)
+    module._sink = Turns.__new__(Turns)
+    module._sink.few = 40
+    assert [module.block_end(step) for step in (0, 39, 40, 41)] == [40, 40, 100, 100]
 
 
 def test_the_problems_of_a_sweep_take_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,11 @@ class TimedModule(TierModule):
 
         self.batches.block = in_turns  # type: ignore[method-assign]  # of this one alone
 
+    def block_end(self, step: int) -> int:
+        """A block ends where the first part does."""
+        end, first = super().block_end(step), self._sink.few
+        return min(end, first) if step < first else end
+
     def training_step(self, batch: slice, batch_idx: int) -> None:
         """A block is as long as it would be if nobody else had a turn in it."""
         super().training_step(batch, batch_idx)

@@ -70,14 +70,14 @@ class BareLoop:
 class Turns:
     """A training's batches and its sink: they keep its losses, hand them on, and look at the clock.
 
-    The clock runs from the end of the block that ends the first part to that of the last block. Every now and
-    then it stands still, and the loop beside makes as many steps as the training did since, on a clock of its
-    own. On the CPU that is within a block, every `_SECONDS`; on CUDA it is at its end alone: within a block
-    nothing waits for the device there, and nothing should.
+    The clock runs from the end of the first part to that of the last block. Every now and then it stands
+    still, and the loop beside makes as many steps as the training did since, on a clock of its own. On the
+    CPU that is within a block, every `_SECONDS`; on CUDA it is at its end alone: within a block nothing waits
+    for the device there, and nothing should.
 
     Args:
         record: Of the training; None: nothing is recorded.
-        few: About how many steps the first part has.
+        few: How many steps the first part has; a block must end with it.
         steps: How many there are in all.
         most: Steps of a turn within a block.
         beside: The loop beside.
@@ -87,7 +87,7 @@ class Turns:
         begin: Called just before the clock starts.
         finish: The parameters of the training, called after its last step.
         end: These parameters.
-        warm: Steps of the first part.
+        few: As given.
         losses: Of all steps so far.
         seconds: What the steps after the first part took.
         beside_seconds: What they took the loop beside.
@@ -108,16 +108,16 @@ class Turns:
         beside: BareLoop,
         synchronise: Callable[[], None],
     ) -> None:
-        self._record, self._few, self._steps = record, few, steps
+        self._record, self.few, self._steps = record, few, steps
         self._most, self._beside, self._synchronise = most, beside, synchronise
         self.losses: list[float] = []
-        self.warm = self._made = 0
+        self._made = 0
         self.seconds = self.beside_seconds = self.within = self._began = 0.0
 
     def batches(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
         """The batches of a block of so many steps; some of them on, the loop beside has its turn."""
         every, before = iter(batches), self.beside_seconds
-        while steps > self._most and self.warm:
+        while steps > self._most and len(self.losses) >= self.few:
             yield from itertools.islice(every, self._most)
             steps -= self._most
             self._swap(self._most)
@@ -129,11 +129,10 @@ class Turns:
         if self._record is not None:
             self._record.log_losses(first_step, losses, began, ended)
         self.losses += losses.tolist()
-        if self.warm:
+        if len(self.losses) > self.few:
             self._swap(self._made, last=len(self.losses) == self._steps)
-        elif len(self.losses) >= self._few:
-            self.warm = len(self.losses)
-            self._beside.run(self.warm)
+        elif len(self.losses) == self.few:
+            self._beside.run(self.few)
             self._beside.begin()
             self.begin()
             self._synchronise()

@@ -174,8 +174,7 @@ class Worker:
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
         turns, audit = self._training(steps, seed, None)
-        timed = len(turns.losses) - turns.warm
-        return Measured(turns.seconds / timed, audit, turns.beside_seconds / timed)
+        return Measured(turns.seconds / steps, audit, turns.beside_seconds / steps)
 
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
@@ -202,13 +201,12 @@ class Worker:
             turns, audit = self._training(steps, seed, record)
             ended = time.perf_counter()
         sending = time.perf_counter() - ended
-        timed = len(turns.losses) - turns.warm
         unsent = record.finish("FINISHED").unsent()
         lost = None if unsent is None else f"the record is not whole: {unsent.reason}"
         return Measured(
-            with_sending(turns.seconds / timed, call=call, sending=sending, losses=len(turns.losses)),
+            with_sending(turns.seconds / steps, call=call, sending=sending, losses=len(turns.losses)),
             lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
-            turns.beside_seconds / timed,
+            turns.beside_seconds / steps,
         )
 
     def _take(self, sizes: list[int]) -> None:
@@ -261,7 +259,7 @@ class Worker:
                 validate=False,
             )
             trainer.fit(module)
-        counts = turns.warm, few + steps - turns.warm
+        counts = few, steps
         batch = module.batches.x, module.batches.y
         fault = changed(self._settings)
 
