@@ -20,14 +20,14 @@ from layerlab.benchmarking.picture import draw
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import Refused, WorkerProcess
 from layerlab.benchmarking.report import MODES, Config, Row, Timing
-from layerlab.benchmarking.rounds import Rounds
+from layerlab.benchmarking.rounds import Rounds, _Taken
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
 from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
 from layerlab.benchmarking.way import Fork
 from layerlab.benchmarking.worker import Worker, with_sending
-from layerlab.console import bench_text
+from layerlab.console import Progress, bench_text
 from layerlab.errors import Interrupted, SpecError
 from layerlab.reference import initial_params
 from layerlab.report import Observer
@@ -374,9 +374,17 @@ def test_work_in_the_turns_of_another_is_refused(cheats: Site, folder: Path) -> 
 
 def test_the_cost_of_a_record_is_in_a_step() -> None:
     """A call each second, and its share of what all losses take; a call that is slow takes nothing off."""
-    step = with_sending(0.01, call=0.005, sending=0.025, losses=100)
+    about: Any = {"call": 0.005, "losses": 100, "meanwhile": False}
+    step = with_sending(0.01, sending=0.025, **about)
     assert step == pytest.approx(0.01 + 0.01 * 0.005 / SECONDS_BETWEEN_CALLS + (0.025 - 0.005) / 100)
-    assert with_sending(0.01, call=0.005, sending=0.001, losses=100) == pytest.approx(0.01 * 1.005)
+    assert with_sending(0.01, sending=0.001, **about) == pytest.approx(0.01 * 1.005)
+
+
+def test_where_a_processor_is_left_for_it_the_slower_of_both_counts() -> None:
+    """The training goes on while the record is sent, and no faster than that."""
+    about: Any = {"call": 0.005, "sending": 0.025, "losses": 100, "meanwhile": True}
+    assert with_sending(0.01, **about) == 0.01
+    assert with_sending(0.0001, **about) == pytest.approx(0.0002)
 
 
 def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, client: Any) -> None:
@@ -809,6 +817,58 @@ def test_an_interrupt_leaves_a_killed_run_and_no_process(folder: Path, client: A
     listed = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True).stdout
     ours = [line for line in listed.splitlines() if line.split()[0] == str(os.getpid())]
     assert not [line for line in ours if "benchmarking.worker" in line and "defunct" not in line]
+
+
+def test_an_interrupt_loses_no_whole_round(folder: Path, client: Any) -> None:
+    """A signal in the middle of a round: what was measured before it is told, drawn and kept."""
+
+    class Stops(Observer):
+        def measured(self, rounds: int) -> None:
+            if rounds == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as caught:
+        bench(["tensors", "nn"], observer=Stops(), **SMALL, rounds=4, seconds=0.01)
+    report = caught.value.report
+    assert (report.rounds, report.stopped) == (2, "stopped by SIGINT after 2 of 4 rounds")
+    assert not report.ok
+    for row in report.configs[0].rows:
+        timings = [*row.timings.values(), *row.beside.values(), row.floor]
+        assert [len(timing.rounds) for timing in timings] == [2] * 6
+    assert "stopped by SIGINT after 2 of 4 rounds" in bench_text(report)
+    run = client.get_run(report.run_id)
+    assert run.info.status == "KILLED"
+    kept = json.loads(Path(client.download_artifacts(report.run_id, "bench.json")).read_text())
+    assert (kept["rounds"], len(kept["configs"][0]["rows"])) == (2, 2)
+    assert Path(client.download_artifacts(report.run_id, Path(report.picture).name)).stat().st_size > 0
+    assert "tensors/tracked_us" in run.data.metrics
+
+
+def test_a_round_that_was_broken_off_counts_for_nobody() -> None:
+    """Some tiers have it and some have not: all of it is dropped."""
+    times = {"a": {"bare": [1.0, 2.0, 3.0]}, "b": {"bare": [4.0, 5.0]}}
+    taken = _Taken(Config(8, 6, 5, 3), {}, times, {"a": {"tracked": [1.0, 2.0, 3.0]}}, {"a": [1.0, 2.0, 3.0]})
+    taken.keep(2)
+    assert times == {"a": {"bare": [1.0, 2.0]}, "b": {"bare": [4.0, 5.0]}}
+    assert (taken.beside["a"]["tracked"], taken.peaks["a"]) == ([1.0, 2.0], [1.0, 2.0])
+
+
+def test_a_command_that_is_stopped_tells_what_it_has(
+    folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The JSON is whole, and the exit code is that of the signal."""
+
+    def measured(self: Progress, rounds: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "measured", measured)
+    sizes = ("--batch-size", 8, "--d-in", 6, "--hidden", 5, "--d-out", 3)
+    done = layerlab_cli("bench", "tensors", "--mode", "bare", "--seconds", 0.01, *sizes, "--json")
+    assert done.code == 128 + signal.SIGTERM
+    assert done.stderr.endswith("error: stopped by SIGTERM\n")
+    told = json.loads(done.stdout)
+    assert (told["rounds"], told["stopped"]) == (1, "stopped by SIGTERM after 1 of 9 rounds")
+    assert [row["tier"] for row in told["configs"][0]["rows"]] == ["tensors"]
 
 
 def test_from_python_names_are_checked(empty_folder: Path) -> None:

@@ -268,6 +268,8 @@ def bench_text(report: BenchReport) -> str:
         parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
         parts += _peers_text(config)
+    if report.stopped:
+        parts.append(report.stopped)
     if report.peers_missing:
         names, install = ", ".join(report.peers_missing), next(iter(report.peers_missing.values()))
         parts.append(f"peers not installed: {names} ({install})")

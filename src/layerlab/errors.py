@@ -115,7 +115,7 @@ class Interrupted(LayerlabError):  # noqa: N818 -- nobody made an error
         signum: The number of the signal.
 
     Attributes:
-        report: What was done until then, a `layerlab.Report`; None where nothing was begun.
+        report: What was done until then, as it would have been returned; None where nothing was.
     """
 
     def __init__(self, signum: int) -> None:

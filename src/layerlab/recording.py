@@ -63,6 +63,7 @@ def recorded(
     Raises:
         DataError: The folder cannot be written.
         TrackingError: The store refuses the run.
+        Interrupted: The work was stopped; where it left a report, that was kept.
     """
     refuse_unwritable()
     about = {
@@ -76,16 +77,25 @@ def recorded(
     record = recorder.start_run(info)
     report.run_id, report.experiment, report.tracking_uri = record.started(), experiment, recorder.shown_uri
     try:
-        work(record)
-        record.log_text(report.as_json(), f"{kind}.json")
-        if report.picture:
-            record.log_file(Path(report.picture))
+        try:
+            work(record)
+        except Interrupted as interrupted:
+            if interrupted.report is not None:
+                _keep(record, report, kind)
+            raise
+        _keep(record, report, kind)
     except BaseException as error:
         stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
         record.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}").unsent()
         raise
     unsent = record.finish("FINISHED").unsent()
     report.unsent = None if unsent is None else asdict(unsent)
+
+
+def _keep(record: Record, report: Kept, kind: str) -> None:
+    record.log_text(report.as_json(), f"{kind}.json")
+    if report.picture:
+        record.log_file(Path(report.picture))
 
 
 def picture_path(folder: str, stem: str) -> Path:

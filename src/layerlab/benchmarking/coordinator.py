@@ -19,6 +19,7 @@ from layerlab.tracking import Recorder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from layerlab.errors import Interrupted
     from layerlab.tier import Precision
     from layerlab.tracking import Record
 
@@ -65,14 +66,15 @@ def bench(
 
     Raises:
         InputError: It cannot be done as asked; nothing was recorded.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED. Where there are whole rounds, they are in
+            it, and in the ``report`` of the error.
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
     _check(modes, rounds, seconds, precision, accelerator, seed)
     chosen = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     asked = Asked(registry.select(list(tiers)), chosen, rounds, seconds, precision, accelerator, seed)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    report = BenchReport({}, now, rounds, configs)
+    report = BenchReport({}, now, rounds, configs=configs)
     with Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened()
@@ -92,8 +94,11 @@ def _record(
     """Measures within an MLflow run."""
 
     def work(record: Record) -> None:
-        _measure(record, report, asked, peers=peers, observer=observer)
+        stopped = _measure(record, report, asked, peers=peers, observer=observer)
         _draw(record, report)
+        if stopped is not None:
+            stopped.report = report
+            raise stopped
 
     configs, names = report.configs, ", ".join(row.selector for row in asked.rows)
     sizes = {
@@ -116,8 +121,10 @@ def _record(
     )
 
 
-def _measure(record: Record, report: BenchReport, asked: Asked, *, peers: bool, observer: Observer) -> None:
-    """All rounds on all problems, into the report."""
+def _measure(
+    record: Record, report: BenchReport, asked: Asked, *, peers: bool, observer: Observer
+) -> Interrupted | None:
+    """All rounds on all problems, into the report; what ended them before the last one, if anything did."""
     with StopSignals() as stop, ExitStack() as stack:
         beside = None
         if peers:
@@ -127,10 +134,13 @@ def _measure(record: Record, report: BenchReport, asked: Asked, *, peers: bool, 
             )
         rounds = Rounds(asked, beside, observer, stop, stack)
         rounds.begin()
-        rounds.measure(report.configs)
+        report.rounds, stopped = rounds.measure(report.configs)
+        if stopped is not None:
+            report.stopped = f"{stopped} after {report.rounds} of {asked.rounds} rounds"
         for index, config in enumerate(report.configs):
             record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
         report.machine = rounds.machine
+    return stopped
 
 
 def _draw(record: Record, report: BenchReport) -> None:

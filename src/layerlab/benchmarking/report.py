@@ -170,6 +170,7 @@ class BenchReport:
         machine: Where it ran, and with which settings and versions.
         date: When, in UTC.
         rounds: Rounds of each tier, mode and problem.
+        stopped: What ended it before the rounds that were asked for; empty where nothing did.
         configs: One entry a problem.
         peers_missing: The peers that are not installed, and what installs them.
         run_id: The MLflow run that holds the bench.
@@ -183,6 +184,7 @@ class BenchReport:
     machine: dict[str, Any]
     date: str
     rounds: int
+    stopped: str = ""
     configs: list[Config] = field(default_factory=list)
     peers_missing: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
@@ -194,9 +196,9 @@ class BenchReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all who were asked for and are installed have their rows, and the record is whole."""
+        """Whether all who were asked for and are installed have all their rounds, and the record is whole."""
         refused = any(config.refused or config.peers_refused for config in self.configs)
-        return self.unsent is None and not refused
+        return self.unsent is None and not refused and not self.stopped
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

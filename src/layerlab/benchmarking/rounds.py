@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from layerlab.benchmarking.processes import Refused, WorkerProcess
 from layerlab.benchmarking.report import Row, Timing
 from layerlab.benchmarking.seeds import seed_of
+from layerlab.errors import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +74,12 @@ class _Taken:
     times: dict[str, dict[str, list[float]]]
     beside: dict[str, dict[str, list[float]]]
     peaks: dict[str, list[float]]
+
+    def keep(self, rounds: int) -> None:
+        """Drops what is of later rounds: one that was broken off has it of some tiers only."""
+        modes = [*self.times.values(), *self.beside.values()]
+        for seconds in [*self.peaks.values(), *(seconds for mode in modes for seconds in mode.values())]:
+            del seconds[rounds:]
 
 
 class Rounds:
@@ -141,22 +148,36 @@ class Rounds:
             self._prove(name)
         return worker.ask(what, **arguments)
 
-    def measure(self, configs: Sequence[Config]) -> None:
+    def measure(self, configs: Sequence[Config]) -> tuple[int, Interrupted | None]:
         """All rounds of all tiers on all problems.
 
         The problems of a sweep take turns too: what two of them are compared by are the rounds.
+
+        Returns:
+            How many rounds are whole, and what ended them before the last one, if anything did.
+
+        Raises:
+            Interrupted: Before the first round was whole.
         """
         sweep = [self._begin(config) for config in configs]
         label = configs[0].label if len(configs) == 1 else f"{len(configs)} problems"
         self._observer.measuring(label, self._asked.rounds)
-        for number in range(self._asked.rounds):
-            for taken in sweep:
-                self._round(number, taken)
-                if self._peers:
-                    self._peers.round(number, taken.config)
-            self._observer.measured(number + 1)
+        whole, stopped = 0, None
+        try:
+            for number in range(self._asked.rounds):
+                for taken in sweep:
+                    self._round(number, taken)
+                    if self._peers:
+                        self._peers.round(number, taken.config)
+                whole = number + 1
+                self._observer.measured(whole)
+        except Interrupted as error:
+            if not whole:
+                raise
+            stopped = error
         for taken in sweep:
-            self._end(taken)
+            self._end(taken, whole)
+        return whole, stopped
 
     def _begin(self, config: Config) -> _Taken:
         config.refused |= self._refused
@@ -167,7 +188,8 @@ class Rounds:
         times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
         return _Taken(config, paces, times, {name: {} for name in paces}, {name: [] for name in paces})
 
-    def _end(self, taken: _Taken) -> None:
+    def _end(self, taken: _Taken, rounds: int) -> None:
+        taken.keep(rounds)
         config = taken.config
         for name, reason in self._refused.items():  # some of them after their rounds here
             config.refused.setdefault(name, reason)
@@ -181,7 +203,7 @@ class Rounds:
                 else:
                     config.refused[name] = fault
         if self._peers:
-            self._peers.end(config)
+            self._peers.end(config, rounds)
 
     def _too_fast(self, row: Row) -> str | None:
         """What shows that a training did its work in somebody else's time, or that the other one idled."""

@@ -181,7 +181,7 @@ class Worker:
 
         They are sent after the training, and what that takes is added (`with_sending`): in a run they are
         sent while it lasts, and somebody waits for a processor then; here it could be either of those who
-        take turns.
+        take turns. On CUDA a training has one thread, and nobody waits where there are two processors.
         """
         if self._recorder is None:
             self._recorder = Recorder()
@@ -204,7 +204,13 @@ class Worker:
         unsent = record.finish("FINISHED").unsent()
         lost = None if unsent is None else f"the record is not whole: {unsent.reason}"
         return Measured(
-            with_sending(turns.seconds / steps, call=call, sending=sending, losses=len(turns.losses)),
+            with_sending(
+                turns.seconds / steps,
+                call=call,
+                sending=sending,
+                losses=len(turns.losses),
+                meanwhile=self.device.type == "cuda" and (os.cpu_count() or 1) > 1,
+            ),
             lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
             turns.beside_seconds / steps,
         )
@@ -323,7 +329,7 @@ class Worker:
         )
 
 
-def with_sending(step: float, *, call: float, sending: float, losses: int) -> float:
+def with_sending(step: float, *, call: float, sending: float, losses: int, meanwhile: bool) -> float:
     """Seconds of a step with its share of what the store takes.
 
     Args:
@@ -331,8 +337,13 @@ def with_sending(step: float, *, call: float, sending: float, losses: int) -> fl
         call: What a call takes that brings next to nothing: there is one every `SECONDS_BETWEEN_CALLS`.
         sending: What a call takes that brings all losses.
         losses: How many they are.
+        meanwhile: Whether a processor is left for it: the training then goes at its own pace, or at that of
+            the sending if this is the slower, whose calls bring the more the more there is to send.
     """
-    return step * (1 + call / SECONDS_BETWEEN_CALLS) + max(0.0, sending - call) / losses
+    share = max(0.0, sending - call) / losses
+    if meanwhile:
+        return max(step, share)
+    return step * (1 + call / SECONDS_BETWEEN_CALLS) + share
 
 
 def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:

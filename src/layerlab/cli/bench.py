@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import signal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, emit
-from layerlab.errors import SpecError, one_line
+from layerlab.errors import Interrupted, SpecError, one_line
+
+if TYPE_CHECKING:
+    from layerlab.benchmarking import BenchReport
 
 
 def bench(
@@ -61,12 +65,21 @@ def bench(
     from layerlab import console
     from layerlab.benchmarking import bench as measure
 
-    with console.Progress(silent=bool(quiet)) as watch:
-        report = measure(tiers or ("all",), **arguments, observer=watch)
-    if as_json:
-        emit(report.as_json())
-    elif not quiet:
-        emit(console.bench_text(report))
+    def show(report: BenchReport) -> None:
+        if as_json:
+            emit(report.as_json())
+        elif not quiet:
+            emit(console.bench_text(report))
+
+    try:
+        with console.Progress(silent=bool(quiet)) as watch:
+            report = measure(tiers or ("all",), **arguments, observer=watch)
+    except Interrupted as interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
+        if interrupted.report is not None:
+            show(interrupted.report)
+        raise
+    show(report)
     if not report.ok:
         raise typer.Exit(1)
 

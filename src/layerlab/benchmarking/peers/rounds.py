@@ -102,15 +102,15 @@ class PeerRounds:
             if step is not None:
                 times[name].append(step)
 
-    def end(self, config: Config) -> None:
-        """Writes their rows, beside those of the tiers."""
+    def end(self, config: Config, rounds: int) -> None:
+        """Writes their rows, of so many rounds, beside those of the tiers."""
         for name, reason in self._refused.items():  # some of them after their rounds here
             config.peers_refused.setdefault(name, reason)
         ours = next((row.timings for row in config.rows if row.tier == OURS), {})
         for name, times in self._times[config.sizes].items():
             if name in config.peers_refused:
                 continue
-            mode, timing = PEERS[name].mode, Timing.of(times)
+            mode, timing = PEERS[name].mode, Timing.of(times[:rounds])
             over = timing.over(ours[mode]) if mode in ours else None
             audit = "losses and parameters of every round followed the oracle's"
             ratio, ends = (None, None) if over is None else (over.median, (over.low, over.high))
