@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -825,6 +826,11 @@ def test_an_interrupt_loses_no_whole_round(folder: Path, client: Any) -> None:
     class Stops(Observer):
         def measured(self, rounds: int) -> None:
             if rounds == 2:
+                listed = ["ps", "-o", "pid=", "--ppid", str(os.getpid())]
+                for pid in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split():
+                    with suppress(ProcessLookupError):  # ps itself
+                        os.kill(int(pid), signal.SIGINT)  # as a terminal does, and `timeout`
+                        os.kill(int(pid), signal.SIGTERM)
                 signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted) as caught:
@@ -832,6 +838,7 @@ def test_an_interrupt_loses_no_whole_round(folder: Path, client: Any) -> None:
     report = caught.value.report
     assert (report.rounds, report.stopped) == (2, "stopped by SIGINT after 2 of 4 rounds")
     assert not report.ok
+    assert report.configs[0].refused == {}
     for row in report.configs[0].rows:
         timings = [*row.timings.values(), *row.beside.values(), row.floor]
         assert [len(timing.rounds) for timing in timings] == [2] * 6

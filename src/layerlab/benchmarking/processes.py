@@ -89,6 +89,7 @@ class WorkerProcess:
         except BrokenPipeError:
             line = b""
         if not line:
+            self._check()  # whoever stops the coordinator may have stopped all of its group
             self.ended = True
             raise Refused(f"its process ended in '{what}' with code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
@@ -126,7 +127,10 @@ def serve(worker_class: Any) -> None:
     Args:
         worker_class: What it makes; its `begun` says what the coordinator is to know first.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator says when it is over
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        # The coordinator says when it is over: a signal to all of its group is meant for it. What is started
+        # from here would inherit to ignore it, and inherits no handler.
+        signal.signal(signum, lambda *_: None)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever is printed is no answer
         worker: Any = None
