@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS / "images"
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
-BENCH = ["bench", "all", "fused", "compiled", "--rounds", "11", "--seconds", "0.2", "--peers", "--json"]
+BENCH = ["bench", "all", "fused", "compiled", "--rounds", "21", "--seconds", "0.2", "--peers", "--json"]
 CUDA_BENCH = (
     "layerlab bench all fused compiled --accelerator gpu --rounds 6 --seconds 0.04 --json > cuda.json"
 )

@@ -74,7 +74,7 @@ def bench(
     chosen = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     asked = Asked(registry.select(list(tiers)), chosen, rounds, seconds, precision, accelerator, seed)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    report = BenchReport({}, now, rounds, configs=configs)
+    report = BenchReport({}, now, rounds, configs)
     with Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened()

@@ -74,7 +74,7 @@ class Row:
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
-        floor: These products alone, in the same process and rounds.
+        floor: These products alone, which took turns with the bare loop.
         floor_share: Their time as a share of a bare step's.
         peak_mb: The most memory that a bare round held beyond what the process had, 10^6 bytes, on CUDA that
             of the tensors; the median of all rounds, as a first one may compile.
@@ -170,9 +170,9 @@ class BenchReport:
         machine: Where it ran, and with which settings and versions.
         date: When, in UTC.
         rounds: Rounds of each tier, mode and problem.
-        stopped: What ended it before the rounds that were asked for; empty where nothing did.
         configs: One entry a problem.
         peers_missing: The peers that are not installed, and what installs them.
+        stopped: What ended it before the rounds that were asked for; empty where nothing did.
         run_id: The MLflow run that holds the bench.
         experiment: Its experiment.
         tracking_uri: Where it is recorded, without credentials.
@@ -184,9 +184,9 @@ class BenchReport:
     machine: dict[str, Any]
     date: str
     rounds: int
-    stopped: str = ""
     configs: list[Config] = field(default_factory=list)
     peers_missing: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
     run_id: str = ""
     experiment: str = ""
     tracking_uri: str = ""

@@ -65,7 +65,7 @@ class _Taken:
         config: The problem.
         paces: By tier: what its warm-up told.
         times: By tier and mode: the seconds of a step.
-        beside: By tier and mode of a training: those of the bare loop that it took turns with.
+        beside: By tier and mode: those of what it took turns with, the bare loop or, of that, the products.
         peaks: By tier: the memory of its bare rounds, 10^6 bytes.
     """
 
@@ -182,11 +182,12 @@ class Rounds:
     def _begin(self, config: Config) -> _Taken:
         config.refused |= self._refused
         paces = self._warm_up(config)
-        modes = (*self._asked.modes, "floor")
+        modes = self._asked.modes
         if self._peers:
             self._peers.prepare(config)
         times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
-        return _Taken(config, paces, times, {name: {} for name in paces}, {name: [] for name in paces})
+        beside: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
+        return _Taken(config, paces, times, beside, {name: [] for name in paces})
 
     def _end(self, taken: _Taken, rounds: int) -> None:
         taken.keep(rounds)
@@ -236,18 +237,13 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other, and audited
-        after all of them: what they are compared with was measured in the same seconds. A training is also
-        compared with a bare loop of its own, with which it takes turns (see `turns`). The bare loop does not
-        take turns with the products: NumPy's threads and torch's would be in each other's way.
+        after all of them. A training takes turns with a bare loop of its own, and the bare loop with the
+        products: that is what they are compared with (see `turns`).
         """
         config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
         turned = names[number % len(names) :] + names[: number % len(names)] if names else []
-        modes = [
-            mode
-            for mode in ("lightning", "tracked", "bare", "floor")
-            if mode in (*self._asked.modes, "floor")
-        ]
+        modes = [mode for mode in ("lightning", "tracked", "bare") if mode in self._asked.modes]
         for name in turned:
             self._stop.check()
             asked = [
@@ -264,8 +260,7 @@ class Rounds:
                 if measured["fault"]:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
-                if measured["beside"] is not None:
-                    taken.beside[name].setdefault(mode, []).append(measured["beside"])
+                taken.beside[name][mode].append(measured["beside"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -277,12 +272,13 @@ class Rounds:
         name = row.selector
         pace, times = taken.paces[name], taken.times[name]
         timings = {mode: Timing.of(times[mode]) for mode in self._asked.modes}
-        floor = Timing.of(times["floor"])
+        beside = {mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()}
+        floor = beside.pop("bare")
         return Row(
             tier=name,
             distribution=f"{row.distribution} {row.version}",
             timings=timings,
-            beside={mode: Timing.of(rounds) for mode, rounds in taken.beside[name].items()},
+            beside=beside,
             first_step=pace["first_step"],
             once=pace["once"],
             gflops=taken.config.operations / timings["bare"].median / 1e9,

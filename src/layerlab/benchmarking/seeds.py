@@ -6,10 +6,8 @@ import numpy as np
 
 from layerlab.benchmarking.report import MODES
 
-_PLACES = ("floor", *MODES)
 
-
-def seed_of(seed: int, number: int | None = None, mode: str = "floor") -> int:
+def seed_of(seed: int, number: int | None = None, mode: str = "bare") -> int:
     """The seed of a problem: an answer that was kept from another round or mode is none to this one.
 
     Args:
@@ -17,5 +15,5 @@ def seed_of(seed: int, number: int | None = None, mode: str = "floor") -> int:
         number: The round; None: the warm-up before them.
         mode: What is timed.
     """
-    place = (0, 0) if number is None else (number + 1, _PLACES.index(mode))
+    place = (0, 0) if number is None else (number + 1, 1 + MODES.index(mode))
     return int(np.random.SeedSequence((seed, *place)).generate_state(1)[0])

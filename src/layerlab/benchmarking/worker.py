@@ -40,6 +40,8 @@ PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forwa
 # The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
 # them. A process that has waited for its turn is slow at first, and what happens once is no cost of a step.
 _SHORTER = 4
+# How often the bare loop and its products take turns in a round, and how many steps a turn has at least.
+_PIECES, _FEWEST_STEPS = 5, 20
 
 
 class Measured(NamedTuple):
@@ -48,12 +50,13 @@ class Measured(NamedTuple):
     Attributes:
         step: Seconds of a step.
         audit: Says what is wrong with it, or None.
-        beside: Seconds of a step of the bare loop that it took turns with, if it did.
+        beside: Seconds of a step of what it took turns with: a training with the bare loop, the bare loop
+            with the products.
     """
 
     step: float
     audit: Audit
-    beside: float | None = None
+    beside: float
 
 
 class Worker:
@@ -130,7 +133,6 @@ class Worker:
             keep_modules()
             self._kept = True
         ways = {
-            "floor": self._floor,
             "bare": self._bare,
             "lightning": self._lightning,
             "tracked": self._tracked,
@@ -144,32 +146,38 @@ class Worker:
         """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
 
         With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
+        It takes turns with the five matrix products of a step, a few long ones: see `pieces`.
         """
         few = max(1, steps // _SHORTER)
         problem = self._draw(few + steps, seed)
+        floor = self._products(problem, few)
+        give_back()  # the layout that is the slower one here
         peak = Peak(self.device)
         loop = self._loop(problem)
         loop.run(few)
+        floor(few)
         loop.begin()
         fault = changed(self._settings)
-
-        def timed() -> None:
-            loop.run(steps)
-            loop.finish()
-
-        seconds = self._clock(timed)
+        seconds = floor_seconds = 0.0
+        for some in pieces(steps):
+            settle()
+            seconds += self._clock(partial(loop.run, some))
+            settle()
+            floor_seconds += self._clock(partial(floor, some))
+        seconds += self._clock(loop.finish)
         self._peak = peak.grown()
         fault = fault or changed(self._settings)
-        return Measured(seconds / steps, lambda: fault or self._audit_loop(loop, (few, steps)))
+        return Measured(
+            seconds / steps,
+            lambda: fault or self._audit_loop(loop, (few, steps)),
+            floor_seconds / steps,
+        )
 
-    def _floor(self, steps: int, seed: int) -> Measured:
+    def _products(self, problem: TimedProblem, few: int) -> Callable[[int], None]:
         """The five matrix products of a step and nothing else, in the layout that is the faster here."""
-        problem = self._draw(steps, seed)
         x, y = (torch.tensor(a, device=self.device) for a in problem.rows[0])
         w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
-        few = max(1, steps // _SHORTER)
-        loop = min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
-        return Measured(self._clock(partial(loop, steps)) / steps, lambda: None)
+        return min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
 
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
@@ -327,6 +335,17 @@ class Worker:
             or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
             or changed(self._settings)
         )
+
+
+def pieces(steps: int) -> list[int]:
+    """The steps of each turn of the bare loop and its products.
+
+    Threads that look out for work, NumPy's for a tenth of a second, are waited for between two turns: they
+    would take the processors from torch's. What a tier left to such a thread would be done by then, off the
+    clock, but that is one step's, of `_FEWEST_STEPS` at least. Hence not the short turns of a training.
+    """
+    count = max(1, min(_PIECES, steps // _FEWEST_STEPS))
+    return [steps * (i + 1) // count - steps * i // count for i in range(count)]
 
 
 def with_sending(step: float, *, call: float, sending: float, losses: int, meanwhile: bool) -> float:
