@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 
 from layerlab.benchmarking import BenchReport, bench, processes
 from layerlab.benchmarking.audit import audit_way
+from layerlab.benchmarking.machine import settings
 from layerlab.benchmarking.picture import draw
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import Refused, WorkerProcess
@@ -25,13 +25,14 @@ from layerlab.benchmarking.rounds import Rounds, _Taken
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
-from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
-from layerlab.benchmarking.way import Fork
-from layerlab.benchmarking.worker import Worker, pieces, with_sending
+from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, norm, pre_activation
+from layerlab.benchmarking.way import GROWTH, Fork
+from layerlab.benchmarking.worker import Worker, sending_of
 from layerlab.console import Progress, bench_text
 from layerlab.errors import Interrupted, SpecError
 from layerlab.reference import initial_params
 from layerlab.report import Observer
+from layerlab.rounding import Roundoff
 from layerlab.tier import Recipe
 from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
 from layerlab.training import TierModule
@@ -375,24 +376,9 @@ def test_work_in_the_turns_of_another_is_refused(cheats: Site, folder: Path) -> 
 
 def test_the_cost_of_a_record_is_in_a_step() -> None:
     """A call each second, and its share of what all losses take; a call that is slow takes nothing off."""
-    about: Any = {"call": 0.005, "losses": 100, "meanwhile": False}
-    step = with_sending(0.01, sending=0.025, **about)
-    assert step == pytest.approx(0.01 + 0.01 * 0.005 / SECONDS_BETWEEN_CALLS + (0.025 - 0.005) / 100)
-    assert with_sending(0.01, sending=0.001, **about) == pytest.approx(0.01 * 1.005)
-
-
-def test_the_bare_loop_and_its_products_take_long_turns() -> None:
-    """All steps are made, in turns that differ by one at most; few steps are one turn."""
-    assert pieces(1003) == [200, 201, 200, 201, 201]
-    assert pieces(59) == [29, 30]
-    assert pieces(7) == [7]
-
-
-def test_where_a_processor_is_left_for_it_the_slower_of_both_counts() -> None:
-    """The training goes on while the record is sent, and no faster than that."""
-    about: Any = {"call": 0.005, "sending": 0.025, "losses": 100, "meanwhile": True}
-    assert with_sending(0.01, **about) == 0.01
-    assert with_sending(0.0001, **about) == pytest.approx(0.0002)
+    share = sending_of(0.01, call=0.005, sending=0.025, losses=100)
+    assert share == pytest.approx(0.01 * 0.005 / SECONDS_BETWEEN_CALLS + (0.025 - 0.005) / 100)
+    assert sending_of(0.01, call=0.005, sending=0.001, losses=100) == pytest.approx(0.01 * 0.005)
 
 
 def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, client: Any) -> None:
@@ -465,12 +451,13 @@ def test_the_way_is_audited_step_by_step(optimizer: str) -> None:
 def test_steps_in_the_span_of_the_rows_are_those_in_full(bias: bool, place: Place | None) -> None:
     """Losses, slopes and parameters are the same, also where ReLU is taken to be on the other side of 0.
 
-    Of sums of a hundred terms at most, float64 leaves 14 digits; a fork moves losses in the second.
+    Sums of a hundred terms at most leave float64 14 digits; what one entry of a gradient changes is in the
+    sixth, or before it.
     """
     about: Any = {"precision": "64-true", "recipe": Recipe(), "bias": bias}
     problem = TimedProblem.draw((16, 60, 30, 4), steps=40, seed=1, **about)
     x, y = problem.rows[0]
-    walk = Update("sgd", problem.lr).walk(problem.start, x, y)
+    walk = Update("sgd", problem.lr).walk(problem.start, x, y, 40)
     assert isinstance(walk, InSpan)
     full = InFull(problem.start, x, y, Update("sgd", problem.lr))
     plain = InFull(problem.start, x, y, Update("sgd", problem.lr))
@@ -485,13 +472,37 @@ def test_steps_in_the_span_of_the_rows_are_those_in_full(bias: bool, place: Plac
             np.testing.assert_allclose(mine, expected, rtol=1e-11, atol=1e-13)
 
 
-def test_of_many_rows_and_under_adam_steps_are_made_in_full() -> None:
-    """The span of as many rows as inputs twice over is no shorter way, and Adam leaves any."""
+@pytest.mark.parametrize("bias", [True, False])
+def test_thousands_of_steps_in_the_span_are_those_in_full(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On both sets of rows, in float64: an audit allows for twenty times the difference, and more."""
+    about: Any = {"precision": "64-true", "recipe": Recipe(), "bias": bias}
+    counts = (1000, 4000)
+    problem = TimedProblem.draw((16, 60, 30, 4), steps=5000, seed=1, **about)
+    way = problem.way(counts)
+    monkeypatch.setattr(Update, "walk", lambda self, params, x, y, count: InFull(params, x, y, self))
+    full = problem.way(counts)
+    u = Roundoff.of("64-true").store
+    allowed = u * full.rounding + GROWTH * u * norm(full.start) * np.arange(5000) * full.slopes
+    assert (np.abs(way.losses - full.losses) <= allowed / 20).all()
+    np.testing.assert_allclose(way.slopes, full.slopes, rtol=1e-9)
+    assert audit_way(full, way.losses.tolist(), way.end, "64-true") is None
+
+
+def test_the_shorter_way_is_taken() -> None:
+    """Many rows span no less than the inputs, few steps are not worth the products; Adam leaves any span."""
     params = initial_params(4, 3, 2, init="linear", bias=True, seed=0)
     x, y = np.ones((8, 4)), np.ones((8, 2))
-    assert isinstance(Update("sgd", 0.1).walk(params, x, y), InFull)
-    assert isinstance(Update("sgd", 0.1).walk(params, x[:7], y[:7]), InSpan)
-    assert isinstance(Update("adam", 0.1).walk(params, x[:7], y[:7]), InFull)
+
+    def taken(optimizer: str, rows: int, count: int) -> type:
+        return type(Update(optimizer, 0.1).walk(params, x[:rows], y[:rows], count))
+
+    assert taken("sgd", 8, 10_000) is InFull
+    assert taken("sgd", 6, 10_000) is InSpan
+    assert taken("sgd", 6, 8) is InFull  # 6 * 3 * 8 + 4 * (6 + 6) are as many as 2 * 4 * 3 * 8
+    assert taken("sgd", 6, 9) is InSpan
+    assert taken("adam", 6, 10_000) is InFull
 
 
 def test_of_two_right_ways_either_may_be_taken() -> None:
@@ -553,8 +564,9 @@ class W:
     def begun(self):
         return {}
 
-    def wait(self):
-        time.sleep(60)
+    def wait(self, seconds=60):
+        time.sleep(seconds)
+        return {}
 
     def end(self):
         raise SystemExit("over")
@@ -697,6 +709,28 @@ def test_a_training_takes_turns_with_its_loop_beside(most: int, monkeypatch: pyt
     assert (turns.end, loop.end) == ("training", "loop")
 
 
+def test_the_bare_loop_is_between_two_halves_of_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads are waited for before each, and never between the new rows and the end of the clock."""
+    clock = Clock()
+    monkeypatch.setattr("layerlab.benchmarking.worker.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("layerlab.benchmarking.worker.settle", lambda: clock.takes(5.0, "wait"))
+    about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
+    problem = TimedProblem.draw((3, 2, 2, 1), steps=20, seed=0, **about)
+    worker = Worker.__new__(Worker)
+    worker.device, worker._settings = torch.device("cpu"), settings()
+    tier = Ticking(clock, "step", 2.0)
+    floor_loop = BareLoop(Ticking(clock, "product", 3.0), problem, worker.device)  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_draw", lambda steps, seed: problem)
+    monkeypatch.setattr(worker, "_loop", lambda problem: BareLoop(tier, problem, worker.device))  # type: ignore[arg-type]
+    monkeypatch.setattr(worker, "_products", lambda problem, few: floor_loop.run)
+    measured = worker._bare(9, 0)
+    first, last = (["wait", *["product"] * (2 + steps)] for steps in (4, 5))
+    loop = ["wait", "step", "step", "step's parameters", *["step"] * 9, "step's parameters"]
+    assert clock.did == [*first, *loop, *last]
+    assert measured.step == (9 * 2.0 + 2.0) / 9
+    assert measured.beside == 3.0
+
+
 def test_blocks_are_as_long_as_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the loop beside takes within a block is not taken for the pace of the training."""
 
@@ -827,25 +861,33 @@ def test_an_interrupt_leaves_a_killed_run_and_no_process(folder: Path, client: A
     assert not [line for line in ours if "benchmarking.worker" in line and "defunct" not in line]
 
 
-def test_an_interrupt_loses_no_whole_round(folder: Path, client: Any) -> None:
-    """A signal in the middle of a round: what was measured before it is told, drawn and kept."""
+def test_an_interrupt_loses_no_whole_round(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of a round, one more at its end: what is whole is told, drawn and kept."""
+    asked: list[str] = []
 
-    class Stops(Observer):
-        def measured(self, rounds: int) -> None:
-            if rounds == 2:
-                listed = ["ps", "-o", "pid=", "--ppid", str(os.getpid())]
-                for pid in subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split():
-                    with suppress(ProcessLookupError):  # ps itself
-                        os.kill(int(pid), signal.SIGINT)  # as a terminal does, and `timeout`
-                        os.kill(int(pid), signal.SIGTERM)
-                signal.raise_signal(signal.SIGINT)
+    def ask(self: WorkerProcess, what: str, **arguments: Any) -> dict[str, Any]:
+        asked.append(what)
+        if asked.count("round") == 6:  # of the second tier, in the third round
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, what, **arguments)
 
+    def drawn(path: Path, report: BenchReport) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        draw(path, report)
+
+    whole = WorkerProcess.ask
+    monkeypatch.setattr(WorkerProcess, "ask", ask)
+    monkeypatch.setattr("layerlab.benchmarking.picture.draw", drawn)
     with pytest.raises(Interrupted) as caught:
-        bench(["tensors", "nn"], observer=Stops(), **SMALL, rounds=4, seconds=0.01)
+        bench(["tensors", "nn"], **SMALL, rounds=4, seconds=0.01)
+    assert asked.count("round") == 6
     report = caught.value.report
     assert (report.rounds, report.stopped) == (2, "stopped by SIGINT after 2 of 4 rounds")
     assert not report.ok
-    assert report.configs[0].refused == {}
+    assert (report.configs[0].refused, report.unsent) == ({}, None)
     for row in report.configs[0].rows:
         timings = [*row.timings.values(), *row.beside.values(), row.floor]
         assert [len(timing.rounds) for timing in timings] == [2] * 6
@@ -856,15 +898,53 @@ def test_an_interrupt_loses_no_whole_round(folder: Path, client: Any) -> None:
     assert (kept["rounds"], len(kept["configs"][0]["rows"])) == (2, 2)
     assert Path(client.download_artifacts(report.run_id, Path(report.picture).name)).stat().st_size > 0
     assert "tensors/tracked_us" in run.data.metrics
+    assert run.data.metrics["rounds"] == 2
+
+
+def test_a_signal_to_the_group_is_not_the_workers(hangs: str) -> None:
+    """Who asks is stopped by it; they are in sessions of their own."""
+    with WorkerProcess(hangs) as worker:
+        assert worker.ask("begin") == {}
+        pid = worker._process.pid
+        assert os.getsid(pid) == pid
+
+
+def test_nobody_is_refused_for_a_stop(hangs: str) -> None:
+    """A worker that raises, or is gone, when its coordinator is stopped may have been stopped as well."""
+    stops: list[int] = []
+
+    def stop() -> None:
+        if stops:
+            raise Interrupted(signal.SIGTERM)
+
+    with WorkerProcess(hangs, check=stop) as worker:
+        worker.ask("begin")
+        line = worker._line
+
+        def stopped(what: str) -> bytes:
+            answer = line(what)
+            stops.append(1)
+            return b"" if what == "wait" else answer
+
+        worker._line = stopped  # type: ignore[method-assign]
+        with pytest.raises(Interrupted):
+            worker.ask("end")
+        stops.clear()
+        with pytest.raises(Interrupted):
+            worker.ask("wait", seconds=0)
 
 
 def test_a_round_that_was_broken_off_counts_for_nobody() -> None:
     """Some tiers have it and some have not: all of it is dropped."""
     times = {"a": {"bare": [1.0, 2.0, 3.0]}, "b": {"bare": [4.0, 5.0]}}
-    taken = _Taken(Config(8, 6, 5, 3), {}, times, {"a": {"tracked": [1.0, 2.0, 3.0]}}, {"a": [1.0, 2.0, 3.0]})
+    three = {"a": [1.0, 2.0, 3.0]}
+    taken = _Taken(
+        Config(8, 6, 5, 3), {}, times, {"a": {"tracked": [1.0, 2.0, 3.0]}}, three, {"a": [7.0, 8.0]}
+    )
     taken.keep(2)
     assert times == {"a": {"bare": [1.0, 2.0]}, "b": {"bare": [4.0, 5.0]}}
-    assert (taken.beside["a"]["tracked"], taken.peaks["a"]) == ([1.0, 2.0], [1.0, 2.0])
+    assert taken.beside["a"]["tracked"] == taken.sending["a"] == [1.0, 2.0]
+    assert taken.peaks["a"] == [7.0, 8.0]
 
 
 def test_a_command_that_is_stopped_tells_what_it_has(

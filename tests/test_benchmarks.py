@@ -69,6 +69,16 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     assert "The same on NVIDIA T1" in page
     assert "No row for `numpy`: does not run on gpu." in page
     assert "| 0123abc |" in page
+    bench["rounds"], bench["stopped"] = 1, "stopped by SIGTERM after 1 of 9 rounds"
+    for row in config["rows"]:
+        for timing in (*row["timings"].values(), *row["beside"].values()):
+            timing["rounds"] = timing["rounds"][:1]
+    file.write_text(json.dumps(bench))
+    performance.take_over(found, str(file), "0123abc")
+    _, on_cuda = performance.page(found).split("## On CUDA")
+    assert "The same on NVIDIA T1: one round (stopped by SIGTERM after 1 of 9 rounds)." in on_cuda
+    (row,) = [line for line in on_cuda.splitlines() if line.startswith("| `fused`")]
+    assert "[" not in row
     before = json.dumps(found)
     file.write_text(json.dumps({**bench, "machine": {**bench["machine"], "device": "cpu"}}))
     with pytest.raises(SystemExit, match="measured on a CPU"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from layerlab.errors import DataError, Interrupted
+from layerlab.errors import DataError, Interrupted, JournalError
 from layerlab.folder import refuse_links, refuse_unwritable
 from layerlab.provenance import source_tags
 from layerlab.tracking import DatasetInfo, RunInfo
@@ -17,6 +18,7 @@ from layerlab.tracking import DatasetInfo, RunInfo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from layerlab.signals import StopSignals
     from layerlab.tracking import Record, Recorder
 
 
@@ -38,6 +40,7 @@ def recorded(
     report: Kept,
     work: Callable[[Record], None],
     *,
+    stop: StopSignals,
     kind: str,
     name: str,
     experiment: str,
@@ -52,6 +55,7 @@ def recorded(
         recorder: Where the run is kept: an open store.
         report: What is filled in by the work; kept as ``KIND.json``.
         work: What is to be done.
+        stop: Held while what was done is kept; a slow store is then not waited for.
         kind: What it is: "comparison", "bench".
         name: Name of the run.
         experiment: Its experiment.
@@ -76,20 +80,25 @@ def recorded(
     info = RunInfo(experiment, name, params, about, spec_yaml, dataset)
     record = recorder.start_run(info)
     report.run_id, report.experiment, report.tracking_uri = record.started(), experiment, recorder.shown_uri
+
+    def close(status: str, reason: str | None = None) -> None:
+        unsent = record.finish(status, reason).unsent(hurry=lambda: stop.signum is not None)
+        report.unsent = None if unsent is None else asdict(unsent)
+
     try:
-        try:
-            work(record)
-        except Interrupted as interrupted:
-            if interrupted.report is not None:
-                _keep(record, report, kind)
-            raise
-        _keep(record, report, kind)
+        work(record)
+        with stop.held():
+            _keep(record, report, kind)
     except BaseException as error:
-        stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-        record.finish("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}").unsent()
+        with stop.held():
+            if isinstance(error, Interrupted) and error.report is not None:
+                with suppress(JournalError):  # whoever catches the error has the report
+                    _keep(record, report, kind)
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            close("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
         raise
-    unsent = record.finish("FINISHED").unsent()
-    report.unsent = None if unsent is None else asdict(unsent)
+    with stop.held():
+        close("FINISHED")
 
 
 def _keep(record: Record, report: Kept, kind: str) -> None:

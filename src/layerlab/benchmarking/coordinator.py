@@ -75,10 +75,10 @@ def bench(
     asked = Asked(registry.select(list(tiers)), chosen, rounds, seconds, precision, accelerator, seed)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     report = BenchReport({}, now, rounds, configs)
-    with Recorder() as recorder:
+    with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
-        recorder.opened()
-        _record(recorder, report, asked, experiment, peers=peers, observer=observer or Observer())
+        recorder.opened(stop.check)
+        _record(recorder, report, asked, experiment, stop, peers=peers, observer=observer or Observer())
     return report
 
 
@@ -87,6 +87,7 @@ def _record(
     report: BenchReport,
     asked: Asked,
     experiment: str,
+    stop: StopSignals,
     *,
     peers: bool,
     observer: Observer,
@@ -94,8 +95,9 @@ def _record(
     """Measures within an MLflow run."""
 
     def work(record: Record) -> None:
-        stopped = _measure(record, report, asked, peers=peers, observer=observer)
-        _draw(record, report)
+        stopped = _measure(record, report, asked, stop, peers=peers, observer=observer)
+        with stop.held():
+            _draw(record, report)
         if stopped is not None:
             stopped.report = report
             raise stopped
@@ -109,6 +111,7 @@ def _record(
         recorder,
         report,
         work,
+        stop=stop,
         kind="bench",
         name=f"bench {names}"[:200],
         experiment=experiment,
@@ -122,10 +125,16 @@ def _record(
 
 
 def _measure(
-    record: Record, report: BenchReport, asked: Asked, *, peers: bool, observer: Observer
+    record: Record,
+    report: BenchReport,
+    asked: Asked,
+    stop: StopSignals,
+    *,
+    peers: bool,
+    observer: Observer,
 ) -> Interrupted | None:
     """All rounds on all problems, into the report; what ended them before the last one, if anything did."""
-    with StopSignals() as stop, ExitStack() as stack:
+    with ExitStack() as stack:
         beside = None
         if peers:
             longer = TRAINERS_TIMES * asked.seconds
@@ -139,6 +148,7 @@ def _measure(
             report.stopped = f"{stopped} after {report.rounds} of {asked.rounds} rounds"
         for index, config in enumerate(report.configs):
             record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
+        record.log_metrics(0, {"rounds": report.rounds})
         report.machine = rounds.machine
     return stopped
 

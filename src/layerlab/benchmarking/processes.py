@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -55,6 +54,8 @@ class WorkerProcess:
             [sys.executable, "-P", "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # a signal to the coordinator's group, as of a terminal or of timeout(1), is meant for it alone
+            start_new_session=True,
             # what the command sets, whoever starts the bench
             env={**startup.ENVIRONMENT, **os.environ},
         )
@@ -88,11 +89,12 @@ class WorkerProcess:
             line = self._line(what)
         except BrokenPipeError:
             line = b""
+        answer: dict[str, Any] = json.loads(line) if line else {}
+        if not line or "error" in answer:
+            self._check()  # whoever stops the coordinator may stop others too, and no tier is refused for it
         if not line:
-            self._check()  # whoever stops the coordinator may have stopped all of its group
             self.ended = True
             raise Refused(f"its process ended in '{what}' with code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Refused(f"{what}: {answer['error']}")
         return answer
@@ -127,10 +129,6 @@ def serve(worker_class: Any) -> None:
     Args:
         worker_class: What it makes; its `begun` says what the coordinator is to know first.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        # The coordinator says when it is over: a signal to all of its group is meant for it. What is started
-        # from here would inherit to ignore it, and inherits no handler.
-        signal.signal(signum, lambda *_: None)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever is printed is no answer
         worker: Any = None

@@ -74,11 +74,12 @@ class Row:
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
-        floor: These products alone, which took turns with the bare loop.
+        floor: These products alone, half of them before the bare loop and half after it.
         floor_share: Their time as a share of a bare step's.
         peak_mb: The most memory that a bare round held beyond what the process had, 10^6 bytes, on CUDA that
             of the tensors; the median of all rounds, as a first one may compile.
         proof: What was proven and audited.
+        sending: Seconds of a tracked step that are the store's, the median; None where nothing was tracked.
     """
 
     tier: str
@@ -92,6 +93,7 @@ class Row:
     floor_share: float
     peak_mb: float
     proof: str
+    sending: float | None = None
 
     def tax(self, mode: str) -> Timing:
         """How many times as long a step takes in a training as in the bare loop beside it."""

@@ -65,7 +65,8 @@ class _Taken:
         config: The problem.
         paces: By tier: what its warm-up told.
         times: By tier and mode: the seconds of a step.
-        beside: By tier and mode: those of what it took turns with, the bare loop or, of that, the products.
+        beside: By tier and mode: those of what it is compared with, the bare loop or, of that, the products.
+        sending: By tier: what of a tracked step is the store's.
         peaks: By tier: the memory of its bare rounds, 10^6 bytes.
     """
 
@@ -73,13 +74,14 @@ class _Taken:
     paces: dict[str, dict[str, float]]
     times: dict[str, dict[str, list[float]]]
     beside: dict[str, dict[str, list[float]]]
+    sending: dict[str, list[float]]
     peaks: dict[str, list[float]]
 
     def keep(self, rounds: int) -> None:
         """Drops what is of later rounds: one that was broken off has it of some tiers only."""
-        modes = [*self.times.values(), *self.beside.values()]
-        for seconds in [*self.peaks.values(), *(seconds for mode in modes for seconds in mode.values())]:
-            del seconds[rounds:]
+        for by_mode in (*self.times.values(), *self.beside.values(), self.sending, self.peaks):
+            for figures in by_mode.values():
+                del figures[rounds:]
 
 
 class Rounds:
@@ -185,9 +187,9 @@ class Rounds:
         modes = self._asked.modes
         if self._peers:
             self._peers.prepare(config)
-        times: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
-        beside: dict[str, dict[str, list[float]]] = {name: {mode: [] for mode in modes} for name in paces}
-        return _Taken(config, paces, times, beside, {name: [] for name in paces})
+        times, beside = ({name: {mode: list[float]() for mode in modes} for name in paces} for _ in range(2))
+        sending, peaks = ({name: list[float]() for name in paces} for _ in range(2))
+        return _Taken(config, paces, times, beside, sending, peaks)
 
     def _end(self, taken: _Taken, rounds: int) -> None:
         taken.keep(rounds)
@@ -237,8 +239,8 @@ class Rounds:
         """One round of every mode; another tier begins each time.
 
         All modes of a tier are next to each other, in this order and the next time in the other, and audited
-        after all of them. A training takes turns with a bare loop of its own, and the bare loop with the
-        products: that is what they are compared with (see `turns`).
+        after all of them. What each is compared with is measured with it: a training takes turns with a bare
+        loop of its own (see `turns`), and the bare loop is between two halves of the products.
         """
         config, times = taken.config, taken.times
         names = [name for name in times if name not in config.refused]
@@ -261,6 +263,8 @@ class Rounds:
                     config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
                 taken.beside[name][mode].append(measured["beside"])
+                if measured["sending"] is not None:
+                    taken.sending[name].append(measured["sending"])
             taken.peaks[name].append(answer["peak_mb"])
 
     def _steps(self, mode: str, pace: dict[str, float]) -> int:
@@ -285,5 +289,6 @@ class Rounds:
             floor=floor,
             floor_share=floor.over(timings["bare"]).median,
             peak_mb=statistics.median(taken.peaks[name]),
+            sending=statistics.median(taken.sending[name]) if taken.sending[name] else None,
             proof=f"{self._proofs[name]}; every round audited",
         )

@@ -66,7 +66,7 @@ class InFull:
         value, grads = gradients(self._params, x, y)
         if other_side is not None:
             change = change_of_side(self._params, x, y, other_side)
-            grads = changed(grads, x[other_side.row], other_side.unit, change)
+            grads = with_change(grads, x[other_side.row], other_side.unit, change)
         self._params = self._update(self._params, grads)
         return value, norm(grads)
 
@@ -76,7 +76,7 @@ class InFull:
 
 
 class InSpan:
-    """Gradient descent, of which w1 is made up at the end.
+    """Gradient descent, of which w1 is put together at the end.
 
     Args:
         params: Where it begins.
@@ -135,10 +135,13 @@ class Update:
         """The parameters after one more step along ``grads``."""
         return sgd(params, grads, lr=self.lr) if self._adam is None else self._adam.update(params, grads)
 
-    def walk(self, params: Params, x: Array, y: Array) -> Walk:
-        """Further steps on these rows, in the cheaper way."""
-        # of the products in full, two are of N x n_in x H; in their place is one of N x N x H
-        if self._adam is None and len(x) < 2 * x.shape[1]:
+    def walk(self, params: Params, x: Array, y: Array, count: int) -> Walk:
+        """So many further steps on these rows, in the way that has fewer multiplications."""
+        (n, n_in), hidden = x.shape, params.w1.shape[1]
+        # Two of N x n_in x H a step, and in their place one of N x N x H, for two and one of N x N x n_in at
+        # the ends; all of it by N.
+        in_full, in_span = 2 * n_in * hidden * count, n * hidden * count + n_in * (n + 2 * hidden)
+        if self._adam is None and in_span < in_full:
             return InSpan(params, x, y, self.lr)
         return InFull(params, x, y, self)
 
@@ -167,7 +170,7 @@ def change_of_side(params: Params, x: Array, y: Array, place: Place) -> float:
     return -back if pre_activation(params, x[place.row], place.unit) > 0 else back
 
 
-def changed(grads: Params, row: Array, unit: int, change: float) -> Params:
+def with_change(grads: Params, row: Array, unit: int, change: float) -> Params:
     """The gradients with such a change, of a row (n_in,)."""
     w1, b1 = grads.w1.copy(), None if grads.b1 is None else grads.b1.copy()
     w1[:, unit] += change * row

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerlab.benchmarking.walk import Place, Update, bias, change_of_side, changed, only, pre_activation
+from layerlab.benchmarking.walk import Place, Update, bias, change_of_side, only, pre_activation, with_change
 from layerlab.reference import gradients
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def follow(
     rounding: list[float] = []
     for (x, y), count in zip(rows, counts, strict=True):
         size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
-        walk = update.walk(params, x, y)
+        walk = update.walk(params, x, y, count)
         for step in range(len(losses), len(losses) + count):
             loss, slope = walk.step(fork.place if fork is not None and step == fork.step else None)
             losses.append(loss)
@@ -142,7 +142,7 @@ def forks(
             if doubt >= nearest.get(place, (math.inf, 0))[0]:
                 continue
             change = change_of_side(was, x, y, place)
-            other = before.only(unit)(only(was, unit), changed(only(grads, unit), x[row], 0, change))
+            other = before.only(unit)(only(was, unit), with_change(only(grads, unit), x[row], 0, change))
             if (pre_activation(other, x[row], 0) > 0) != (h[place] > 0):
                 nearest[place] = doubt, step
     ranked = sorted((doubt, step, place) for place, (doubt, step) in nearest.items())

@@ -40,8 +40,6 @@ PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forwa
 # The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
 # them. A process that has waited for its turn is slow at first, and what happens once is no cost of a step.
 _SHORTER = 4
-# How often the bare loop and its products take turns in a round, and how many steps a turn has at least.
-_PIECES, _FEWEST_STEPS = 5, 20
 
 
 class Measured(NamedTuple):
@@ -50,13 +48,15 @@ class Measured(NamedTuple):
     Attributes:
         step: Seconds of a step.
         audit: Says what is wrong with it, or None.
-        beside: Seconds of a step of what it took turns with: a training with the bare loop, the bare loop
-            with the products.
+        beside: Seconds of a step of what it is compared with: of a training the bare loop that it took turns
+            with, of the bare loop the products before it and after it.
+        sending: What of the step is the store's.
     """
 
     step: float
     audit: Audit
     beside: float
+    sending: float | None = None
 
 
 class Worker:
@@ -139,45 +139,57 @@ class Worker:
         }
         measured = [(mode, ways[mode](steps, seed)) for mode, steps, seed in asked]
         peak_mb = self._peak / 1e6  # of the bare loop, before its audit
-        answers = {mode: {"step": it.step, "beside": it.beside, "fault": it.audit()} for mode, it in measured}
+        answers = {
+            mode: {"step": it.step, "beside": it.beside, "sending": it.sending, "fault": it.audit()}
+            for mode, it in measured
+        }
         return {"peak_mb": peak_mb, "modes": answers}
 
     def _bare(self, steps: int, seed: int) -> Measured:
         """The tier's own Python loop, which reads the loss of every step, and its parameters at the end.
 
         With the parameters a tier pays for what it put off: for the others they are one copy of many steps.
-        It takes turns with the five matrix products of a step, a few long ones: see `pieces`.
+        Half of the products that are its floor come before it, and half after it: what grows or falls
+        steadily in between does so for both. Nobody waits from the moment when there are other rows to the
+        end of the clock: a thread of the tier's could work meanwhile.
         """
-        few = max(1, steps // _SHORTER)
+        few, half = max(1, steps // _SHORTER), steps // 2
         problem = self._draw(few + steps, seed)
         floor = self._products(problem, few)
+        floor_seconds = self._floor(floor, few, half)
         give_back()  # the layout that is the slower one here
         peak = Peak(self.device)
         loop = self._loop(problem)
+        settle()
         loop.run(few)
-        floor(few)
         loop.begin()
         fault = changed(self._settings)
-        seconds = floor_seconds = 0.0
-        for some in pieces(steps):
-            settle()
-            seconds += self._clock(partial(loop.run, some))
-            settle()
-            floor_seconds += self._clock(partial(floor, some))
-        seconds += self._clock(loop.finish)
+
+        def timed() -> None:
+            loop.run(steps)
+            loop.finish()
+
+        seconds = self._clock(timed)
         self._peak = peak.grown()
         fault = fault or changed(self._settings)
+        floor_seconds += self._floor(floor, few, steps - half)
         return Measured(
             seconds / steps,
             lambda: fault or self._audit_loop(loop, (few, steps)),
             floor_seconds / steps,
         )
 
+    def _floor(self, floor: Callable[[int], None], few: int, steps: int) -> float:
+        """What so many steps' products take, when no other thread looks out for work and few were made."""
+        settle()
+        floor(few)
+        return self._clock(partial(floor, steps))
+
     def _products(self, problem: TimedProblem, few: int) -> Callable[[int], None]:
         """The five matrix products of a step and nothing else, in the layout that is the faster here."""
         x, y = (torch.tensor(a, device=self.device) for a in problem.rows[0])
         w1, w2 = (torch.tensor(w, device=self.device) for w in (problem.start.w1, problem.start.w2))
-        return min(products(x, y, w1, w2), key=lambda loop: self._clock(partial(loop, few)))
+        return min(products(x, y, w1, w2), key=lambda loop: self._floor(loop, few, few))
 
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
@@ -187,9 +199,9 @@ class Worker:
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
 
-        They are sent after the training, and what that takes is added (`with_sending`): in a run they are
+        They are sent after the training, and what that takes is added (`sending_of`): in a run they are
         sent while it lasts, and somebody waits for a processor then; here it could be either of those who
-        take turns. On CUDA a training has one thread, and nobody waits where there are two processors.
+        take turns. In a training of many seconds, with a processor to spare, it is at most this.
         """
         if self._recorder is None:
             self._recorder = Recorder()
@@ -211,16 +223,13 @@ class Worker:
         sending = time.perf_counter() - ended
         unsent = record.finish("FINISHED").unsent()
         lost = None if unsent is None else f"the record is not whole: {unsent.reason}"
+        own = turns.seconds / steps
+        share = sending_of(own, call=call, sending=sending, losses=len(turns.losses))
         return Measured(
-            with_sending(
-                turns.seconds / steps,
-                call=call,
-                sending=sending,
-                losses=len(turns.losses),
-                meanwhile=self.device.type == "cuda" and (os.cpu_count() or 1) > 1,
-            ),
+            own + share,
             lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
             turns.beside_seconds / steps,
+            share,
         )
 
     def _take(self, sizes: list[int]) -> None:
@@ -337,32 +346,16 @@ class Worker:
         )
 
 
-def pieces(steps: int) -> list[int]:
-    """The steps of each turn of the bare loop and its products.
-
-    Threads that look out for work, NumPy's for a tenth of a second, are waited for between two turns: they
-    would take the processors from torch's. What a tier left to such a thread would be done by then, off the
-    clock, but that is one step's, of `_FEWEST_STEPS` at least. Hence not the short turns of a training.
-    """
-    count = max(1, min(_PIECES, steps // _FEWEST_STEPS))
-    return [steps * (i + 1) // count - steps * i // count for i in range(count)]
-
-
-def with_sending(step: float, *, call: float, sending: float, losses: int, meanwhile: bool) -> float:
-    """Seconds of a step with its share of what the store takes.
+def sending_of(step: float, *, call: float, sending: float, losses: int) -> float:
+    """What the store takes for the loss of a step, in seconds.
 
     Args:
-        step: Without it.
+        step: What the step takes.
         call: What a call takes that brings next to nothing: there is one every `SECONDS_BETWEEN_CALLS`.
         sending: What a call takes that brings all losses.
         losses: How many they are.
-        meanwhile: Whether a processor is left for it: the training then goes at its own pace, or at that of
-            the sending if this is the slower, whose calls bring the more the more there is to send.
     """
-    share = max(0.0, sending - call) / losses
-    if meanwhile:
-        return max(step, share)
-    return step * (1 + call / SECONDS_BETWEEN_CALLS) + share
+    return step * call / SECONDS_BETWEEN_CALLS + max(0.0, sending - call) / losses
 
 
 def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, emit
-from layerlab.errors import Interrupted, SpecError, one_line
+from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, emit, showing
+from layerlab.errors import SpecError, one_line
 
 if TYPE_CHECKING:
     from layerlab.benchmarking import BenchReport
@@ -71,14 +70,8 @@ def bench(
         elif not quiet:
             emit(console.bench_text(report))
 
-    try:
-        with console.Progress(silent=bool(quiet)) as watch:
-            report = measure(tiers or ("all",), **arguments, observer=watch)
-    except Interrupted as interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
-        if interrupted.report is not None:
-            show(interrupted.report)
-        raise
+    with showing(show), console.Progress(silent=bool(quiet)) as watch:
+        report = measure(tiers or ("all",), **arguments, observer=watch)
     show(report)
     if not report.ok:
         raise typer.Exit(1)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layerlab.errors import Interrupted
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from layerlab.errors import LayerlabError
 
 # A flag that is not given is None: then typer has nothing to convert, and need not load what converts.
@@ -67,6 +73,18 @@ def complain(error: LayerlabError) -> None:
     print(f"error: {error}", file=sys.stderr)  # noqa: T201 -- the one place where errors are printed
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+
+
+@contextmanager
+def showing(show: Callable[[Any], None]) -> Iterator[None]:
+    """Has what was done until a signal shown, where anything was; the signal's exit code stays."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
+        if interrupted.report is not None:
+            show(interrupted.report)
+        raise
 
 
 def given(values: dict[str, Any], names: Any) -> dict[str, Any]:

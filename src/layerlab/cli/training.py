@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from layerlab.cli import common
 from layerlab.cli.common import complain, emit
-from layerlab.errors import Interrupted, LayerlabError, SpecError
+from layerlab.errors import LayerlabError, SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,23 +137,18 @@ def sync(
 def _show(action: Callable[..., Report], *, quiet: bool, as_json: bool) -> None:
     from layerlab import console
 
-    def show(report: Any) -> None:
+    def show(report: Report) -> None:
         if as_json:
             emit(report.as_json())
         elif not quiet:
             emit(console.report_text(report))
 
-    try:
+    with common.showing(show):
         if quiet:
             report = action()
         else:
             with console.Progress() as watch:
                 report = action(observer=watch)
-    except Interrupted as interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
-        if interrupted.report is not None:
-            show(interrupted.report)
-        raise
     show(report)
     if quiet:
         for single in report.runs:

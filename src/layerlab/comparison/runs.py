@@ -12,6 +12,7 @@ from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, one_line
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
+from layerlab.signals import StopSignals
 from layerlab.storeuri import resolve_uri, sqlite_path, without_credentials
 from layerlab.tracking import Recorder
 from layerlab.tracking.store import Store
@@ -69,17 +70,19 @@ def compare_runs(
         }
         draw(path, drawn, title=" and ".join(names))
         report.picture = str(path)
+        stop.check()
 
     experiment = store.client.get_experiment(runs[0].info.experiment_id).name
     if experiment == "Default":  # where MLflow's own default is, nothing of ours is written
         experiment = "layerlab"
-    with Recorder() as recorder:
+    with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
-        recorder.opened()
+        recorder.opened(stop.check)
         recorded(
             recorder,
             report,
             work,
+            stop=stop,
             kind="comparison",
             name=f"compare {', '.join(names)}",
             experiment=experiment,

@@ -96,6 +96,7 @@ def compare(
                 recorder,
                 lockstep.report,
                 work,
+                stop=stop,
                 kind="comparison",
                 name=spec.name or f"compare {', '.join(names)}",
                 experiment=first.experiment,
