@@ -6,10 +6,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from layerlab.benchmarking.report import Timing
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
@@ -58,6 +61,8 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     bench["machine"]["device"] = "NVIDIA T1"
     config = bench["configs"][0]
     config["rows"] = [row for row in config["rows"] if row["tier"] != "numpy"]
+    for row in config["rows"]:
+        row["sending"] = 8e-6
     config["refused"] = {"numpy": "does not run on gpu"}
     file = tmp_path / "cuda.json"
     file.write_text(json.dumps(bench))
@@ -71,14 +76,17 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     assert "| 0123abc |" in page
     bench["rounds"], bench["stopped"] = 1, "stopped by SIGTERM after 1 of 9 rounds"
     for row in config["rows"]:
-        for timing in (*row["timings"].values(), *row["beside"].values()):
-            timing["rounds"] = timing["rounds"][:1]
+        del row["sending"]
+        for timing in (*row["timings"].values(), *row["beside"].values(), row["floor"]):
+            timing.update(asdict(Timing.of(timing["rounds"][:1])))
     file.write_text(json.dumps(bench))
     performance.take_over(found, str(file), "0123abc")
     _, on_cuda = performance.page(found).split("## On CUDA")
     assert "The same on NVIDIA T1: one round (stopped by SIGTERM after 1 of 9 rounds)." in on_cuda
     (row,) = [line for line in on_cuda.splitlines() if line.startswith("| `fused`")]
     assert "[" not in row
+    assert performance.OTHERWISE in on_cuda
+    assert performance.OTHERWISE not in page
     before = json.dumps(found)
     file.write_text(json.dumps({**bench, "machine": {**bench["machine"], "device": "cpu"}}))
     with pytest.raises(SystemExit, match="measured on a CPU"):
@@ -87,10 +95,23 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     file.write_text(json.dumps(bench))
     with pytest.raises(SystemExit, match="no row for fused"):
         performance.take_over(found, str(file), "0123abc")
+    file.write_text(json.dumps({key: value for key, value in bench.items() if key != "stopped"}))
+    with pytest.raises(SystemExit, match="of an older layerlab"):
+        performance.take_over(found, str(file), "0123abc")
     file.write_text("{}")
     with pytest.raises(SystemExit, match="no output of `layerlab bench --json`: KeyError"):
         performance.take_over(found, str(file), "0123abc")
     assert json.dumps(found) == before
+
+
+def test_few_rounds_reach_nothing() -> None:
+    """Of fewer than six the range is no interval."""
+    verdict = script("performance").verdict
+    for rounds, found in (([1], "within"), ([1, 1.1], "within"), ([1, 3], "undecided"), ([3], "missed")):
+        assert verdict(Timing.of(rounds), 2.0) == f"{found}; interval not measured"
+    assert verdict(Timing.of([1.0] * 6), 2.0) == "reached"
+    assert verdict(Timing.of([1.0, 1.1] * 3 + [3.0] * 3), 2.0) == "undecided"
+    assert verdict(Timing.of([3.0] * 6), 2.0) == "missed"
 
 
 def test_the_exponents_are_the_slopes_from_size_to_size() -> None:

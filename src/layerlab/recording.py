@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from layerlab.errors import DataError, Interrupted, JournalError
 from layerlab.folder import refuse_links, refuse_unwritable
+from layerlab.journal import Unsent
 from layerlab.provenance import source_tags
 from layerlab.tracking import DatasetInfo, RunInfo
 
@@ -55,7 +56,7 @@ def recorded(
         recorder: Where the run is kept: an open store.
         report: What is filled in by the work; kept as ``KIND.json``.
         work: What is to be done.
-        stop: Held while what was done is kept; a slow store is then not waited for.
+        stop: Held while what was done is kept; after a signal a slow store is not waited for.
         kind: What it is: "comparison", "bench".
         name: Name of the run.
         experiment: Its experiment.
@@ -79,26 +80,44 @@ def recorded(
     }
     info = RunInfo(experiment, name, params, about, spec_yaml, dataset)
     record = recorder.start_run(info)
-    report.run_id, report.experiment, report.tracking_uri = record.started(), experiment, recorder.shown_uri
+    report.experiment, report.tracking_uri = experiment, recorder.shown_uri
+    _keep_whole(record, report, work, stop, kind)
+
+
+def _keep_whole(
+    record: Record, report: Kept, work: Callable[[Record], None], stop: StopSignals, kind: str
+) -> None:
+    """As `recorded`, of a run that is being begun."""
 
     def close(status: str, reason: str | None = None) -> None:
         unsent = record.finish(status, reason).unsent(hurry=lambda: stop.signum is not None)
         report.unsent = None if unsent is None else asdict(unsent)
 
-    try:
-        work(record)
-        with stop.held():
+    with ExitStack() as closing:
+        try:
+            report.run_id = record.started(stop.check)
+            work(record)
+            closing.enter_context(stop.held())
             _keep(record, report, kind)
-    except BaseException as error:
-        with stop.held():
+        except BaseException as error:
+            closing.enter_context(stop.held())
+            lost = None
             if isinstance(error, Interrupted) and error.report is not None:
-                with suppress(JournalError):  # whoever catches the error has the report
+                try:
                     _keep(record, report, kind)
+                except JournalError as fault:  # whoever catches the error has the report
+                    lost = asdict(Unsent(0, "", f"{kind}.json is not in the run: {fault}"))
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
             close("KILLED" if stopped else "FAILED", f"{type(error).__name__}: {error}")
-        raise
-    with stop.held():
+            report.unsent = report.unsent or lost
+            if report.unsent is not None and isinstance(error, Interrupted) and error.report is None:
+                error.hint = f"layerlab sync sends what is not in the store yet: {report.unsent['reason']}"
+            raise
         close("FINISHED")
+    if stop.signum is not None and report.unsent is not None:
+        late = Interrupted(stop.signum)  # while it was closed
+        late.report = report
+        raise late
 
 
 def _keep(record: Record, report: Kept, kind: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from layerlab import registry
 from layerlab.benchmarking.peers.rounds import PeerRounds
 from layerlab.benchmarking.report import MODES, BenchReport, Config
 from layerlab.benchmarking.rounds import TRAINERS_TIMES, Asked, Rounds
-from layerlab.errors import SpecError, did_you_mean, one_line
+from layerlab.errors import JournalError, SpecError, did_you_mean, one_line
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
@@ -95,12 +95,14 @@ def _record(
     """Measures within an MLflow run."""
 
     def work(record: Record) -> None:
-        stopped = _measure(record, report, asked, stop, peers=peers, observer=observer)
-        with stop.held():
+        with ExitStack() as closing:
+            stopped = _measure(report, asked, stop, closing, peers=peers, observer=observer)
             _draw(record, report)
-        if stopped is not None:
-            stopped.report = report
-            raise stopped
+            if stopped is not None:
+                with suppress(JournalError):  # `recorded` says so
+                    _log(record, report)
+                raise stopped
+            _log(record, report)
 
     configs, names = report.configs, ", ".join(row.selector for row in asked.rows)
     sizes = {
@@ -125,15 +127,18 @@ def _record(
 
 
 def _measure(
-    record: Record,
     report: BenchReport,
     asked: Asked,
     stop: StopSignals,
+    closing: ExitStack,
     *,
     peers: bool,
     observer: Observer,
 ) -> Interrupted | None:
-    """All rounds on all problems, into the report; what ended them before the last one, if anything did."""
+    """All rounds on all problems, into the report; what ended them before the last one, if anything did.
+
+    From then on no signal stops anything until ``closing`` is closed.
+    """
     with ExitStack() as stack:
         beside = None
         if peers:
@@ -144,13 +149,18 @@ def _measure(
         rounds = Rounds(asked, beside, observer, stop, stack)
         rounds.begin()
         report.rounds, stopped = rounds.measure(report.configs)
+        closing.enter_context(stop.held())
         if stopped is not None:
             report.stopped = f"{stopped} after {report.rounds} of {asked.rounds} rounds"
-        for index, config in enumerate(report.configs):
-            record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
-        record.log_metrics(0, {"rounds": report.rounds})
+            stopped.report = report
         report.machine = rounds.machine
     return stopped
+
+
+def _log(record: Record, report: BenchReport) -> None:
+    for index, config in enumerate(report.configs):
+        record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
+    record.log_metrics(0, {"rounds": report.rounds})
 
 
 def _draw(record: Record, report: BenchReport) -> None:

@@ -25,7 +25,7 @@ _NOISE = 0.5
 _DRAWS = 50
 _FEWEST_STEPS, _MOST_STEPS = 20, 5000
 # One in some hundred rounds has a fork at all.
-_MOST_FORKS = 8
+_MOST_FORKS, _MOST_TRIED = 3, 8
 
 
 def most_steps(sizes: tuple[int, int, int, int], precision: Precision) -> int:
@@ -86,19 +86,22 @@ class TimedProblem:
         both = rows(), rows()
         return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer)
 
-    def way(self, counts: Sequence[int], fork: Fork | None = None) -> Way:
+    def way(self, counts: Sequence[int], taken: Sequence[Fork] = ()) -> Way:
         """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""
-        return follow(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, fork=fork)
+        return follow(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, taken=taken)
 
-    def forks(self, counts: Sequence[int], precision: Precision) -> list[Fork]:
-        """Where other right ways lead off this one, the most doubtful place first."""
-        u = Roundoff.of(precision).store
-        return forks(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, roundoff=u)
+    def forks(self, counts: Sequence[int], precision: Precision, units: Sequence[int]) -> list[Fork]:
+        """Where other right ways of hidden units lead off this one, the most doubtful place first."""
+        u, oracle = Roundoff.of(precision).store, self._for_oracle(counts)
+        return forks(*oracle, optimizer=self.optimizer, lr=self.lr, roundoff=u, units=units)
 
     def fault(
         self, counts: Sequence[int], losses: Sequence[float], end: Params, precision: Precision
     ) -> str | None:
         """What shows that the steps of a round were not made, on any right way, or None.
+
+        Where they were not made on the oracle's, the unit that ended furthest from it is let go the other
+        way, at each of its forks, and then the next such unit.
 
         Args:
             counts: How many steps were made on each of the rows.
@@ -106,15 +109,36 @@ class TimedProblem:
             end: The parameters after it.
             precision: The precision of the run.
         """
-        fault = audit_way(self.way(counts), losses, end, precision)
-        if fault is None or len(losses) != sum(counts):
+        way, taken = self.way(counts), list[Fork]()
+        fault = audit_way(way, losses, end, precision)
+        if fault is None or len(losses) != sum(counts) or end.w1.shape != way.end.w1.shape:
             return fault
-        others = (self.way(counts, fork) for fork in self.forks(counts, precision)[:_MOST_FORKS])
-        return None if any(audit_way(way, losses, end, precision) is None for way in others) else fault
+        for _ in range(_MOST_FORKS):
+            off = _off(way, end)
+            unit = int(off.argmax())
+            tried = []
+            for fork in self.forks(counts, precision, [unit])[:_MOST_TRIED]:
+                other = self.way(counts, [*taken, fork])
+                if audit_way(other, losses, end, precision) is None:
+                    return None
+                tried.append((float(_off(other, end)[unit]), fork, other))
+            if not tried:
+                return fault
+            nearer, fork, way = min(tried, key=lambda found: found[0])
+            if not nearer < off[unit] / 2:
+                return fault
+            taken.append(fork)
+        return fault
 
     def _for_oracle(self, counts: Sequence[int]) -> tuple[Params, list[tuple[Array, Array]], Sequence[int]]:
         rows = [(_wide(x), _wide(y)) for x, y in self.rows[: len(counts)]]
         return self.start.map(_wide), rows, counts
+
+
+def _off(way: Way, end: Params) -> Array:
+    """How far the weights of each hidden unit (H,) ended from where they should."""
+    off = np.linalg.norm(end.w1.astype(np.float64) - way.end.w1, axis=0)
+    return np.where(np.isfinite(off), off, np.inf)
 
 
 def rate(start: Params, rows: tuple[Array, Array], recipe: Recipe, steps: int) -> float:

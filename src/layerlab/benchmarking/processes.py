@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # Far longer than any answer takes: a process that is as late will not answer.
 LONGEST_SECONDS = 1800.0
+_PR_SET_PDEATHSIG = 1
 # How often somebody who waits for an answer looks whether to stop.
 _LOOK = 0.1
 
@@ -62,13 +65,18 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._process.kill()
+        self._kill()
         self._process.wait()
         # Not read to the end: what the process has started may hold it open.
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):  # what was to be sent and nobody reads
                 pipe.close()
+
+    def _kill(self) -> None:
+        """Ends the process, and what it started that has no session of its own: compilers, above all."""
+        with suppress(ProcessLookupError, PermissionError):  # there is none any more
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Another process in the place of this one; it knows nothing of what was asked before."""
@@ -107,10 +115,10 @@ class WorkerProcess:
             try:
                 self._check()
             except BaseException:
-                self._process.kill()  # it is in the midst of something, and nobody waits for that any more
+                self._kill()  # it is in the midst of something, and nobody waits for that any more
                 raise
             if time.monotonic() > late:
-                self._process.kill()
+                self._kill()
                 self._process.wait()
                 self.ended = True
                 raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")
@@ -129,6 +137,7 @@ def serve(worker_class: Any) -> None:
     Args:
         worker_class: What it makes; its `begun` says what the coordinator is to know first.
     """
+    _end_with_parent()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever is printed is no answer
         worker: Any = None
@@ -147,3 +156,13 @@ def serve(worker_class: Any) -> None:
                 answer = {"error": one_line(f"{type(error).__name__}: {error}")}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+
+
+def _end_with_parent() -> None:
+    """On Linux has the kernel end this process when the coordinator is killed, see prctl(2).
+
+    Elsewhere it ends when it has answered, and finds that nobody asks any more.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

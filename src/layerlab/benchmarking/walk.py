@@ -20,6 +20,8 @@ from layerlab.reference import Adam, forward, gradients, loss, sgd
 from layerlab.tier import Params
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerlab.tier import Array
 
 
@@ -33,7 +35,7 @@ class Place(NamedTuple):
 class Walk(Protocol):
     """Steps on the same rows, one after the other."""
 
-    def step(self, other_side: Place | None = None) -> tuple[float, float]:
+    def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """Makes a step.
 
         Args:
@@ -42,6 +44,9 @@ class Walk(Protocol):
         Returns:
             The loss before it, and the norm of the gradient.
         """
+
+    def pre_activation(self, place: Place) -> float:
+        """Of a unit for a row, before the next step."""
 
     def params(self) -> Params:
         """Where it has come to."""
@@ -60,15 +65,19 @@ class InFull:
     def __init__(self, params: Params, x: Array, y: Array, update: Update) -> None:
         self._params, self._x, self._y, self._update = params, x, y, update
 
-    def step(self, other_side: Place | None = None) -> tuple[float, float]:
+    def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """As `Walk.step`."""
         x, y = self._x, self._y
         value, grads = gradients(self._params, x, y)
-        if other_side is not None:
-            change = change_of_side(self._params, x, y, other_side)
-            grads = with_change(grads, x[other_side.row], other_side.unit, change)
+        for place in other_side:
+            change = change_of_side(self._params, x, y, place)
+            grads = with_change(grads, x[place.row], place.unit, change)
         self._params = self._update(self._params, grads)
         return value, norm(grads)
+
+    def pre_activation(self, place: Place) -> float:
+        """As `Walk.pre_activation`."""
+        return pre_activation(self._params, self._x[place.row], place.unit)
 
     def params(self) -> Params:
         """As `Walk.params`."""
@@ -92,15 +101,15 @@ class InSpan:
         self._sum = np.zeros_like(self._h)  # of all d_h
         self._rest = params._replace(w1=np.zeros((0, 0)))  # the parameters that are at hand
 
-    def step(self, other_side: Place | None = None) -> tuple[float, float]:
+    def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """As `Walk.step`."""
         rest, lr = self._rest, self._lr
         active = np.maximum(self._h, 0)
         y_pred = active @ rest.w2 + (0.0 if rest.b2 is None else rest.b2)  # (N, n_out)
         d_y = 2 * (y_pred - self._y)
         on = self._h > 0
-        if other_side is not None:
-            on[other_side] ^= True
+        for place in other_side:
+            on[place] ^= True
         d_h = (d_y @ rest.w2.T) * on  # (N, H)
         moves = self._products @ d_h  # x @ the gradient of w1
         grads = Params(
@@ -113,6 +122,10 @@ class InSpan:
         self._h -= lr * (moves + bias(grads))
         self._rest = sgd(rest, grads, lr=lr)
         return loss(y_pred, self._y), math.sqrt(norm(grads) ** 2 + float((d_h * moves).sum()))
+
+    def pre_activation(self, place: Place) -> float:
+        """As `Walk.pre_activation`."""
+        return float(self._h[place])
 
     def params(self) -> Params:
         """As `Walk.params`."""
@@ -190,9 +203,9 @@ def pre_activation(params: Params, row: Array, unit: int) -> float:
     return float(row @ params.w1[:, unit] + (0.0 if params.b1 is None else params.b1[unit]))
 
 
-def bias(params: Params) -> Array | float:
-    """That of the hidden units, or 0."""
-    return 0.0 if params.b1 is None else params.b1
+def bias(params: Params, units: Sequence[int] | slice = slice(None)) -> Array | float:
+    """That of hidden units, or 0."""
+    return 0.0 if params.b1 is None else params.b1[units]
 
 
 def norm(params: Params) -> float:

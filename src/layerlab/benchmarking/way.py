@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerlab.benchmarking.walk import Place, Update, bias, change_of_side, only, pre_activation, with_change
+from layerlab.benchmarking.walk import (
+    Place,
+    Update,
+    Walk,
+    bias,
+    change_of_side,
+    only,
+    pre_activation,
+    with_change,
+)
 from layerlab.reference import gradients
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ def follow(
     *,
     optimizer: str,
     lr: float,
-    fork: Fork | None = None,
+    taken: Sequence[Fork] = (),
 ) -> Way:
     """Makes the steps of a round in float64.
 
@@ -81,7 +90,7 @@ def follow(
         counts: How many steps are made on each of them, one after the other.
         optimizer: "sgd" or "adam".
         lr: Learning rate.
-        fork: Where to go the other way.
+        taken: Where to go the other way.
     """
     update = Update(optimizer, lr)
     params = start
@@ -91,15 +100,41 @@ def follow(
     rounding: list[float] = []
     for (x, y), count in zip(rows, counts, strict=True):
         size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
-        walk = update.walk(params, x, y, count)
-        for step in range(len(losses), len(losses) + count):
-            loss, slope = walk.step(fork.place if fork is not None and step == fork.step else None)
+        walk, steps = update.walk(params, x, y, count), range(len(losses), len(losses) + count)
+        across = _Across(walk, [fork for fork in taken if fork.step in steps])
+        for step in steps:
+            loss, slope = walk.step(across.places(step))
             losses.append(loss)
             slopes.append(slope)
             rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
         params = walk.params()
     seen = np.array(losses), np.array(slopes), np.array(rounding)
     return Way(start, params, *seen, tuple(counts), terms, optimizer)
+
+
+class _Across:
+    """Leads a walk to the other side at forks.
+
+    Who is there was there from the beginning, by rounding. From the oracle's place it may take some steps.
+
+    Args:
+        walk: The walk.
+        forks: Of its steps.
+    """
+
+    def __init__(self, walk: Walk, forks: Sequence[Fork]) -> None:
+        self._walk, self._forks = walk, list(forks)
+        self._from: dict[Fork, float] = {}  # the pre-activations at the last step
+
+    def places(self, step: int) -> list[Place]:
+        """Where this step is to be that of the other side."""
+        for fork in [fork for fork in self._forks if fork.step <= step]:
+            h = self._walk.pre_activation(fork.place)
+            before = self._from.setdefault(fork, h)
+            self._from[fork] = h
+            if (h > 0) != (before > 0) or abs(h) > abs(before):
+                self._forks.remove(fork)  # it is across, or does not get there
+        return [fork.place for fork in self._forks if fork.step <= step]
 
 
 def forks(
@@ -110,12 +145,13 @@ def forks(
     optimizer: str,
     lr: float,
     roundoff: float,
+    units: Sequence[int],
 ) -> list[Fork]:
-    """Where another right way leads off the one that `follow` takes, the most doubtful place first.
+    """Where other right ways of some units lead off the one that `follow` takes, the most doubtful first.
 
     A pre-activation is as good as 0 where it is less than its error: roundings of either sign in each of the
     terms of its sum and in each step before, which grow as their root, and e-fold twice (see `audit`). Both
-    sides are tried for a step: they part for good where each leads further to its own.
+    sides are tried for a step: they part for good where one stays there and the other leads away from it.
 
     Args:
         start: As for `follow`.
@@ -124,6 +160,7 @@ def forks(
         optimizer: As for `follow`.
         lr: As for `follow`.
         roundoff: The unit roundoff of those who follow.
+        units: The hidden units.
 
     Returns:
         One fork for each row and unit.
@@ -131,19 +168,22 @@ def forks(
     update, params = Update(optimizer, lr), start
     nearest: dict[Place, tuple[float, int]] = {}
     for step, (x, y) in _steps(rows, counts):
-        h = x @ params.w1 + bias(params)  # (N, H)
-        sizes = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(params.w1, axis=0)) + np.abs(bias(params))
+        weights, biases = params.w1[:, units], bias(params, units)
+        h = x @ weights + biases  # (N, units)
+        sizes = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(weights, axis=0)) + np.abs(biases)
         doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * sizes)
         _, grads = gradients(params, x, y)
         before, was, params = update.copy(), params, update(params, grads)
-        for row, unit in np.argwhere((doubts <= 1) & ((h > 0) == (x @ params.w1 + bias(params) > 0))):
-            place = Place(int(row), int(unit))
-            doubt = float(doubts[place])
+        stays = (h > 0) == (x @ params.w1[:, units] + bias(params, units) > 0)
+        for row, at in np.argwhere((doubts <= 1) & stays).tolist():
+            unit, doubt = units[at], float(doubts[row, at])
+            place = Place(row, unit)
             if doubt >= nearest.get(place, (math.inf, 0))[0]:
                 continue
             change = change_of_side(was, x, y, place)
             other = before.only(unit)(only(was, unit), with_change(only(grads, unit), x[row], 0, change))
-            if (pre_activation(other, x[row], 0) > 0) != (h[place] > 0):
+            moved = pre_activation(other, x[row], 0) - h[row, at]
+            if moved and (moved > 0) != (h[row, at] > 0):
                 nearest[place] = doubt, step
     ranked = sorted((doubt, step, place) for place, (doubt, step) in nearest.items())
     return [Fork(step, place) for _, step, place in ranked]

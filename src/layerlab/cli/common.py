@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,9 +81,11 @@ def showing(show: Callable[[Any], None]) -> Iterator[None]:
     try:
         yield
     except Interrupted as interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the report is printed whole
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # the report is printed whole
         if interrupted.report is not None:
-            show(interrupted.report)
+            with suppress(BrokenPipeError):  # whoever would have read it was stopped as well
+                show(interrupted.report)
         raise
 
 

@@ -40,6 +40,7 @@ def compare_runs(
     Raises:
         SpecError: Both are the same run, or one is not finished.
         TrackingError: The store cannot be opened, or has no such run.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED.
     """
     observer = observer or Observer()
     if first == second:
@@ -60,6 +61,7 @@ def compare_runs(
     names = _names(runs)
 
     def work(record: Record) -> None:
+        stop.check()
         if not any(curves):
             return
         path = picture_path("comparisons", f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
@@ -70,7 +72,6 @@ def compare_runs(
         }
         draw(path, drawn, title=" and ".join(names))
         report.picture = str(path)
-        stop.check()
 
     experiment = store.client.get_experiment(runs[0].info.experiment_id).name
     if experiment == "Default":  # where MLflow's own default is, nothing of ours is written

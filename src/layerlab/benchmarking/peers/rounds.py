@@ -52,7 +52,9 @@ class PeerRounds:
         self._report, self._seconds, self._seed = report, seconds, seed
         self._observer, self._stop = observer, stop
         # Before the workers, so that it is removed after they are gone.
-        self._folder = stack.enter_context(TemporaryDirectory(prefix="layerlab-peers-"))
+        self._folder = stack.enter_context(
+            TemporaryDirectory(prefix="layerlab-peers-", ignore_cleanup_errors=True)
+        )
         self._workers = {name: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for name in PEERS}
         self._installed: dict[str, str] = {}
         self._refused: dict[str, str] = {}
