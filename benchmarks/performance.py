@@ -34,6 +34,9 @@ FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
 BENCH = ["bench", "all", "fused", "compiled", "--rounds", "21", "--seconds", "0.2", "--peers", "--json"]
 CUDA_BENCH = "layerlab bench all fused --accelerator gpu --rounds 9 --seconds 0.05 --json > cuda.json"
+# How the floor is measured, and was before `sending` was told.
+FLOOR = "half of them come before it in each round, and half after it"
+FLOOR_IN_TURNS = "the two take turns, five a round"
 # Of a bench that did not tell what of a tracked step is the store's, and measured otherwise than later ones.
 OTHERWISE = (
     "What sending the losses takes is in the tracked steps of this bench only where it is slower than the\n"
@@ -347,6 +350,7 @@ def page(found: dict[str, Any]) -> str:
             rounds=bench["rounds"],
             between=interval_label(bench["rounds"]),
             tiers=_tiers(config),
+            floor=FLOOR if "sending" in config["rows"][0] else FLOOR_IN_TURNS,
             peers=_peers(config),
             growth=_growth(found),
             rows=large["rows"],

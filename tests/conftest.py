@@ -66,13 +66,14 @@ def layerlab_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[s
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["layerlab", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGINT)
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as ended:
                 main()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
         out, err = capfd.readouterr()
         code = ended.value.code
         return Result(code if isinstance(code, int) else int(bool(code)), out, err)
