@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab import registry
 from layerlab.errors import ContractError, PluginError, one_line
+from layerlab.signals import kill_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +102,7 @@ class _Children:
         with self._lock:
             self._stopped = True
             for process in self._running:
-                _kill_group(process)
+                kill_group(process)
 
     def inspect(self, rows: Sequence[TierRow]) -> list[dict[str, Any]]:
         """The answers for the tiers of one distribution; one that ends its process does not hide the next."""
@@ -152,18 +153,13 @@ class _Children:
         except subprocess.TimeoutExpired:
             in_time = False
         with self._lock:
-            _kill_group(process)
+            kill_group(process)
             self._running.discard(process)
         code = process.wait()
         reader.join(1.0)
         with suppress(BrokenPipeError):
             process.stdin.close()
         return _parsed(lines[: len(rows)]), _ending(code) if in_time else None
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read(process: subprocess.Popen[bytes], lines: list[bytes]) -> None:

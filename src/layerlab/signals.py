@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import Interrupted
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from types import FrameType
 
@@ -60,3 +62,9 @@ class StopSignals:
         elif signum == signal.SIGINT and not self._closing:
             self._closing = True
             raise KeyboardInterrupt
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that leads a session, and all that it started that leads none: compilers, above all."""
+    with suppress(ProcessLookupError, PermissionError):  # there is none any more
+        os.killpg(process.pid, signal.SIGKILL)

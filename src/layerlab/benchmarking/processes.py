@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab import startup
 from layerlab.errors import LayerlabError, one_line
+from layerlab.signals import kill_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,18 +66,13 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._kill()
+        kill_group(self._process)
         self._process.wait()
         # Not read to the end: what the process has started may hold it open.
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):  # what was to be sent and nobody reads
                 pipe.close()
-
-    def _kill(self) -> None:
-        """Ends the process, and what it started that has no session of its own: compilers, above all."""
-        with suppress(ProcessLookupError, PermissionError):  # there is none any more
-            os.killpg(self._process.pid, signal.SIGKILL)
 
     def restart(self) -> None:
         """Another process in the place of this one; it knows nothing of what was asked before."""
@@ -115,10 +111,12 @@ class WorkerProcess:
             try:
                 self._check()
             except BaseException:
-                self._kill()  # it is in the midst of something, and nobody waits for that any more
+                kill_group(
+                    self._process
+                )  # it is in the midst of something, and nobody waits for that any more
                 raise
             if time.monotonic() > late:
-                self._kill()
+                kill_group(self._process)
                 self._process.wait()
                 self.ended = True
                 raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, emit, showing
+from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, tell
 from layerlab.errors import SpecError, one_line
 
 if TYPE_CHECKING:
@@ -64,15 +64,11 @@ def bench(
     from layerlab import console
     from layerlab.benchmarking import bench as measure
 
-    def show(report: BenchReport) -> None:
-        if as_json:
-            emit(report.as_json())
-        elif not quiet:
-            emit(console.bench_text(report))
+    def action() -> BenchReport:
+        with console.Progress(silent=bool(quiet)) as watch:
+            return measure(tiers or ("all",), **arguments, observer=watch)
 
-    with showing(show), console.Progress(silent=bool(quiet)) as watch:
-        report = measure(tiers or ("all",), **arguments, observer=watch)
-    show(report)
+    report = tell(action, console.bench_text, quiet=quiet, as_json=as_json)
     if not report.ok:
         raise typer.Exit(1)
 

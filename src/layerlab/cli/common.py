@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
 from layerlab.errors import Interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from layerlab.errors import LayerlabError
 
@@ -63,6 +63,13 @@ TrackingUri = Annotated[
 ]
 
 
+class _Report(Protocol):
+    def as_json(self) -> str: ...
+
+
+Reported = TypeVar("Reported", bound=_Report)
+
+
 def emit(text: str) -> None:
     """Prints a result: results go to stdout."""
     print(text)  # noqa: T201 -- as said
@@ -75,11 +82,23 @@ def complain(error: LayerlabError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
 
 
-@contextmanager
-def showing(show: Callable[[Any], None]) -> Iterator[None]:
-    """Has what was done until a signal shown, where anything was; the signal's exit code stays."""
+def tell(
+    action: Callable[[], Reported],
+    text: Callable[[Reported], str],
+    *,
+    quiet: bool | None,
+    as_json: bool | None,
+) -> Reported:
+    """Prints the report of what is done, also of what was done until a signal, whose exit code stays."""
+
+    def show(report: Reported) -> None:
+        if as_json:
+            emit(report.as_json())
+        elif not quiet:
+            emit(text(report))
+
     try:
-        yield
+        report = action()
     except Interrupted as interrupted:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)  # the report is printed whole
@@ -87,6 +106,8 @@ def showing(show: Callable[[Any], None]) -> Iterator[None]:
             with suppress(BrokenPipeError):  # whoever would have read it was stopped as well
                 show(interrupted.report)
         raise
+    show(report)
+    return report
 
 
 def given(values: dict[str, Any], names: Any) -> dict[str, Any]:

@@ -146,19 +146,17 @@ def compare(
         )
     from layerlab import console
 
-    report: Any
-    with console.Progress(silent=bool(quiet)) as watch:
-        if runs is not None:
-            from layerlab.comparison import compare_runs
+    def action() -> Any:
+        with console.Progress(silent=bool(quiet)) as watch:
+            if runs is not None:
+                from layerlab.comparison import compare_runs
 
-            report = compare_runs(*runs, tracking_uri=tracking_uri, observer=watch)
-        else:
+                return compare_runs(*runs, tracking_uri=tracking_uri, observer=watch)
             from layerlab.comparison import compare as compare_tiers
 
-            report = compare_tiers(**flags, tracking_uri=tracking_uri, observer=watch)
-    if as_json:
-        emit(report.as_json())
-    elif not quiet:
-        emit(console.compare_text(report) if runs is None else console.runs_text(report))
+            return compare_tiers(**flags, tracking_uri=tracking_uri, observer=watch)
+
+    text: Any = console.compare_text if runs is None else console.runs_text
+    report = common.tell(action, text, quiet=quiet, as_json=as_json)
     if report.unsent is not None or (runs is None and not report.agree):
         raise typer.Exit(1)

@@ -137,19 +137,13 @@ def sync(
 def _show(action: Callable[..., Report], *, quiet: bool, as_json: bool) -> None:
     from layerlab import console
 
-    def show(report: Report) -> None:
-        if as_json:
-            emit(report.as_json())
-        elif not quiet:
-            emit(console.report_text(report))
-
-    with common.showing(show):
+    def watched() -> Report:
         if quiet:
-            report = action()
-        else:
-            with console.Progress() as watch:
-                report = action(observer=watch)
-    show(report)
+            return action()
+        with console.Progress() as watch:
+            return action(observer=watch)
+
+    report = common.tell(watched, console.report_text, quiet=quiet, as_json=as_json)
     if quiet:
         for single in report.runs:
             if single.error:
