@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlflow import MlflowClient
 import layerlab
 from helpers import TINY
 from layerlab import journal
+from layerlab.errors import JournalError
 from layerlab.report import Observer
 
 ENDLESS = ["run", "-p", "nn", "--steps", "1000000000", "--n", "4", "--d-in", "3", "--hidden", "3", "--quiet"]
@@ -93,6 +95,42 @@ def test_the_disk_of_everything_is_full(
         assert steps == list(range(len(steps)))
         assert len(steps) > 100
         assert journal.journals() == []
+
+
+def test_how_a_run_ended_has_room_on_a_full_disk(folder: Path, mount: Mount) -> None:
+    """Whoever takes the rest of the disk: an entry is refused, and the longest reason is written."""
+    Path(".layerlab").mkdir()
+    mount(folder / ".layerlab", "400k")
+    known = journal.Header("0" * 32, None, "sqlite:///mlflow.db", {"tags": {}}, "here", 1)
+    with journal.Journal.create(known) as held:
+        size = held.size()
+        with (folder / ".layerlab" / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        assert shutil.disk_usage(folder / ".layerlab").free < 4096
+        with pytest.raises(JournalError, match="cannot be written: No space left on device"):
+            held.append({"tags": {"key": "v" * 4096}})
+        assert held.size() == size
+        held.end("FAILED", "\N{GRINNING FACE}" * 6000)
+        assert journal.finished(held.path)
+        *_, (_, last) = journal.entries(held.path)
+    assert (last["finish"], last["reason"]) == ("FAILED", "\N{GRINNING FACE}" * journal.LONGEST_REASON)
+
+
+def test_the_disk_of_a_run_without_a_store_is_full(
+    folder: Path, client: MlflowClient, mount: Mount, layerlab_cli: Any
+) -> None:
+    """Nobody else is there to say how it ended; a sync once there is room says it."""
+    Path(".layerlab").mkdir()
+    mount(folder / ".layerlab", "300k")
+    result = layerlab_cli(*ENDLESS, "--offline")
+    assert result.code == 1
+    assert "No space left on device" in result.stderr
+    mount(folder / ".layerlab", "10m")
+    assert layerlab_cli("sync", "--quiet").code == 0
+    (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
+    assert run.info.status == "FAILED"
+    assert len(losses(client, run.info.run_id)) > 100
 
 
 class Fill(Observer):

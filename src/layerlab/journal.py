@@ -12,6 +12,7 @@ file is gone once all of it is in the store and the run is closed.
 from __future__ import annotations
 
 import base64
+import ctypes
 import errno
 import json
 import os
@@ -40,6 +41,16 @@ LONGEST_REASON = 5000
 GONE = "the process that trained was gone"
 # Bytes at the end of a journal that are looked into first: more than most entries have.
 TAIL = 2**18
+# Bytes that a disk keeps for the last entry of a run: of a character, JSON makes 12 bytes at most. And what
+# they are counted in, for a file system gives room by the page.
+ROOM_TO_END, _PAGE = 2**16, 2**12
+# Linux's way to keep room beyond the end of a file (man 2 fallocate), which Python has not.
+_KEEP_SIZE = 1
+_fallocate: Any = None
+if sys.platform == "linux":
+    _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if _fallocate is not None:
+        _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 Entry = dict[str, Any]
@@ -113,6 +124,8 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
+        # Where the room ends that the disk keeps for it.
+        self._room = self.size() // _PAGE * _PAGE
 
     @classmethod
     def create(cls, header: Header) -> Self:
@@ -153,14 +166,16 @@ class Journal:
         self.close()
 
     def append(self, entry: Entry) -> None:
-        """Adds an entry, whole or not at all.
+        """Adds an entry, whole or not at all; where the system can keep room, how a run ended fits after it.
 
         Raises:
             JournalError: The disk does not take it.
         """
         line = json.dumps(entry).encode() + b"\n"
-        size = os.fstat(self._file).st_size
+        size = self.size()
         try:
+            if "finish" not in entry:
+                self._keep_room(size + len(line) + ROOM_TO_END)
             written = os.write(self._file, line)
             if written < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -171,6 +186,40 @@ class Journal:
                 f"{self.shown}: the record of the run cannot be written: {error.strerror}",
                 hint="what was recorded until then is kept: layerlab sync, once that is mended",
             ) from None
+
+    def end(self, status: str, reason: str | None) -> None:
+        """Adds how and when a run ended, unless that is there; the room that was kept for it is given back.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            reason: Why, if not FINISHED.
+
+        Raises:
+            JournalError: The disk does not take it.
+        """
+        self.mend()
+        if not finished(self.path):
+            self.append(finish(status, reason))
+        size = self.size()
+        self._room = size // _PAGE * _PAGE
+        with suppress(OSError):
+            os.ftruncate(self._file, size)
+
+    def _keep_room(self, end: int) -> None:
+        """Has the disk keep room up to some byte, which the size of the file does not tell.
+
+        Raises:
+            OSError: There is not so much.
+        """
+        # What is kept already is not asked for again: a file system that refuses it may take it back.
+        if end > self._room:
+            more = -(-(end - self._room) // _PAGE) * _PAGE
+            if _fallocate is None:
+                return
+            if not _fallocate(self._file, _KEEP_SIZE, self._room, more):
+                self._room += more
+            elif (failed := ctypes.get_errno()) in {errno.ENOSPC, errno.EDQUOT}:
+                raise OSError(failed, os.strerror(failed))  # others mean that the file system cannot
 
     def mend(self) -> None:
         """Takes off what a process that was killed left of its last entry."""

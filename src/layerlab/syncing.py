@@ -130,8 +130,7 @@ def close_killed(say: Callable[[str], None]) -> None:
 def _close(path: Path) -> bool:
     """Closes the run of a journal that nobody holds; whether its store could be told."""
     with Journal(path, alone=True) as held:
-        held.mend()
-        held.append(journal.finish("KILLED", journal.GONE))
+        held.end("KILLED", journal.GONE)
     known = journal.header(path)
     # Nobody asked for this: another store than the user's own, or one on this machine, is not called, and of
     # what the journal has nothing is sent but that the run is over. The rest waits for resume or sync.

@@ -138,13 +138,10 @@ class Delivery:
         Returns:
             What the store did not take, or None.
         """
-        last = journal.finish(status, reason)
         try:
-            self._journal.mend()
-            if not journal.finished(self._journal.path):
-                self._journal.append(last)
+            self._journal.end(status, reason)
         except (JournalError, FileNotFoundError):  # the disk is full, or somebody removed the file: what is
-            self._last = last  # left to do is to tell the store
+            self._last = journal.finish(status, reason)  # left to do is to tell the store
         finally:
             self._ending.set()
             self._release()

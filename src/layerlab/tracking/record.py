@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import JournalError
-from layerlab.journal import Journal, Progress, Unsent, count_points, finish, series
+from layerlab.journal import Journal, Progress, Unsent, count_points, series
 from layerlab.steps import Steps
 from layerlab.tracking.talk import LOOK, RecorderGoneError
 
@@ -155,10 +155,12 @@ class Record:
             status: FINISHED, FAILED or KILLED.
             reason: Why, if not FINISHED.
         """
-        with suppress(JournalError):  # then the recording process is told, and nobody else
-            self._append(finish(status, reason))
-        path = None if self._journal is None else self._journal.shown
+        path = None
         if self._journal is not None:
+            path = self._journal.shown
+            # A disk that took no more losses has room for this. If not: the recording process is told.
+            with suppress(JournalError, OSError):
+                self._journal.end(status, reason)
             self._journal.close()
         self._broken = True
         return Closing(self._finishing(status, reason), path)

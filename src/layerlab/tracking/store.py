@@ -79,6 +79,8 @@ class Store:
         self.shown_uri = without_credentials(uri)
         # What MLflow does to its tables is no news to whoever trains a network.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        # What a database refuses is raised as well, and told in a line; here it would be told with its trace.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         path = sqlite_path(uri)
