@@ -97,6 +97,13 @@ def test_the_disk_of_everything_is_full(
         assert journal.journals() == []
 
 
+def take_all_of(disk: Path) -> None:
+    with (disk / "filler").open("ab", buffering=0) as filler, suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(disk).free < 4096
+
+
 def test_how_a_run_ended_has_room_on_a_full_disk(folder: Path, mount: Mount) -> None:
     """Whoever takes the rest of the disk: an entry is refused, and the longest reason is written."""
     Path(".layerlab").mkdir()
@@ -104,13 +111,12 @@ def test_how_a_run_ended_has_room_on_a_full_disk(folder: Path, mount: Mount) -> 
     known = journal.Header("0" * 32, None, "sqlite:///mlflow.db", {"tags": {}}, "here", 1)
     with journal.Journal.create(known) as held:
         size = held.size()
-        with (folder / ".layerlab" / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-            while filler.write(bytes(4096)):
-                pass
-        assert shutil.disk_usage(folder / ".layerlab").free < 4096
+    with journal.Journal(journal.path_of(known.run_id)) as held:
+        take_all_of(folder / ".layerlab")
         with pytest.raises(JournalError, match="cannot be written: No space left on device"):
             held.append({"tags": {"key": "v" * 4096}})
         assert held.size() == size
+        take_all_of(folder / ".layerlab")
         held.end("FAILED", "\N{GRINNING FACE}" * 6000)
         assert journal.finished(held.path)
         *_, (_, last) = journal.entries(held.path)

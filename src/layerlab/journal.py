@@ -12,7 +12,6 @@ file is gone once all of it is in the store and the run is closed.
 from __future__ import annotations
 
 import base64
-import ctypes
 import errno
 import json
 import os
@@ -23,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from layerlab.diskroom import keep_room, kept_room
 from layerlab.errors import JournalError, one_line
 from layerlab.folder import HOME, JOURNAL, KINDS, RUNS, is_run_id, something_there, write
 from layerlab.steps import Steps
@@ -41,16 +41,8 @@ LONGEST_REASON = 5000
 GONE = "the process that trained was gone"
 # Bytes at the end of a journal that are looked into first: more than most entries have.
 TAIL = 2**18
-# Bytes that a disk keeps for the last entry of a run: of a character, JSON makes 12 bytes at most. And what
-# they are counted in, for a file system gives room by the page.
-ROOM_TO_END, _PAGE = 2**16, 2**12
-# Linux's way to keep room beyond the end of a file (man 2 fallocate), which Python has not.
-_KEEP_SIZE = 1
-_fallocate: Any = None
-if sys.platform == "linux":
-    _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if _fallocate is not None:
-        _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+# Bytes that a disk keeps for the last entry of a run: of a character, JSON makes 12 bytes at most.
+ROOM_TO_END = 2**16
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 Entry = dict[str, Any]
@@ -125,7 +117,7 @@ class Journal:
             os.close(self._file)
             raise
         # Where the room ends that the disk keeps for it.
-        self._room = self.size() // _PAGE * _PAGE
+        self._room = kept_room(self._file)
 
     @classmethod
     def create(cls, header: Header) -> Self:
@@ -175,13 +167,12 @@ class Journal:
         size = self.size()
         try:
             if "finish" not in entry:
-                self._keep_room(size + len(line) + ROOM_TO_END)
+                self._room = keep_room(self._file, self._room, size + len(line) + ROOM_TO_END)
             written = os.write(self._file, line)
             if written < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, size)
+            self._cut(size)
             raise JournalError(
                 f"{self.shown}: the record of the run cannot be written: {error.strerror}",
                 hint="what was recorded until then is kept: layerlab sync, once that is mended",
@@ -200,33 +191,23 @@ class Journal:
         self.mend()
         if not finished(self.path):
             self.append(finish(status, reason))
-        size = self.size()
-        self._room = size // _PAGE * _PAGE
         with suppress(OSError):
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._file, self.size())
+            self._room = kept_room(self._file)
 
-    def _keep_room(self, end: int) -> None:
-        """Has the disk keep room up to some byte, which the size of the file does not tell.
-
-        Raises:
-            OSError: There is not so much.
-        """
-        # What is kept already is not asked for again: a file system that refuses it may take it back.
-        if end > self._room:
-            more = -(-(end - self._room) // _PAGE) * _PAGE
-            if _fallocate is None:
-                return
-            if not _fallocate(self._file, _KEEP_SIZE, self._room, more):
-                self._room += more
-            elif (failed := ctypes.get_errno()) in {errno.ENOSPC, errno.EDQUOT}:
-                raise OSError(failed, os.strerror(failed))  # others mean that the file system cannot
+    def _cut(self, size: int) -> None:
+        """Takes off what is beyond some byte; where nothing is, it would only give back the room there."""
+        with suppress(OSError):
+            if self.size() > size:
+                os.ftruncate(self._file, size)
+                self._room = keep_room(self._file, kept_room(self._file), size + ROOM_TO_END)
 
     def mend(self) -> None:
         """Takes off what a process that was killed left of its last entry."""
         tail = _tail(self.path, TAIL)
         if not tail.endswith(b"\n"):
             tail = tail if b"\n" in tail else _tail(self.path, self.size())
-            os.ftruncate(self._file, self.size() - (len(tail) - tail.rfind(b"\n") - 1))
+            self._cut(self.size() - (len(tail) - tail.rfind(b"\n") - 1))
 
     def size(self) -> int:
         """Bytes that are written."""

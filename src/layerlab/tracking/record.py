@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from layerlab.errors import JournalError
+from layerlab.errors import JournalError, LayerlabError
 from layerlab.journal import Journal, Progress, Unsent, count_points, series
 from layerlab.steps import Steps
 from layerlab.tracking.talk import LOOK, RecorderGoneError
@@ -156,6 +156,9 @@ class Record:
             reason: Why, if not FINISHED.
         """
         path = None
+        if self._journal is None and not self._broken:  # it failed before anybody asked for it
+            with suppress(LayerlabError):
+                self.started()
         if self._journal is not None:
             path = self._journal.shown
             # A disk that took no more losses has room for this. If not: the recording process is told.

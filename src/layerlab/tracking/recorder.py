@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from layerlab.errors import TrackingError, one_line
+from layerlab.errors import JournalError, TrackingError, one_line
 from layerlab.journal import Header, Journal, entries, header, path_of, recorded_steps
 from layerlab.liveness import this_process
 from layerlab.storeuri import refuse_unclear, refuse_unreachable, resolve_uri, without_credentials
@@ -251,10 +251,16 @@ class OfflineRecorder:
                     f"run {known.run_id} is not as it was a moment ago: somebody else works on it",
                     hint="try again",
                 )
-            held.append({"running": True})
-            held.append({"tags": dict(info.tags)})
-            if info.spec_yaml is not None:
-                held.append({"text": info.spec_yaml, "name": "spec.yaml"})
+            try:
+                held.append({"running": True})
+                held.append({"tags": dict(info.tags)})
+                if info.spec_yaml is not None:
+                    held.append({"text": info.spec_yaml, "name": "spec.yaml"})
+            except JournalError as error:
+                with suppress(JournalError, OSError):
+                    held.end("FAILED", str(error))
+                held.close()
+                raise
             return held
 
         return Record(start, _stays, known.recorded)
