@@ -33,10 +33,9 @@ DOCS = HERE.parent / "docs"
 FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS / "images"
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
 BENCH = ["bench", "all", "fused", "compiled", "--rounds", "21", "--seconds", "0.2", "--peers", "--json"]
+# `fused` is held against another tier, which is another process in that bench, and of other seconds.
+FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "0.2", "--json", "--against"]
 CUDA_BENCH = "layerlab bench all fused --accelerator gpu --rounds 9 --seconds 0.05 --json > cuda.json"
-# How the floor is measured, and was before `sending` was told.
-FLOOR = "half of them come before it in each round, and half after it"
-FLOOR_IN_TURNS = "the two take turns, five a round"
 # Of a bench that did not tell what of a tracked step is the store's, and measured otherwise than later ones.
 OTHERWISE = (
     "What sending the losses takes is in the tracked steps of this bench only where it is slower than the\n"
@@ -44,6 +43,7 @@ OTHERWISE = (
     "its floor were a loop of their own, after the bare one or before it."
 )
 REFUSALS = ("refused", "peers_refused")
+# What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
     "whole_command": ["--rounds", "11"],
     "memory": [],
@@ -52,31 +52,39 @@ SCRIPTS = {
 }
 
 
-def measure(part: str, folder: Path) -> Any:
-    """The figures of a part, made in a folder of their own."""
-    out = folder / f"{part}.json"
+def measure(part: str, folder: Path, found: dict[str, Any]) -> Any:
+    """The figures of a part, made in a folder of their own; of some parts others must be found already."""
     if part == "bench":
-        command = [sys.executable, "-m", "layerlab", *BENCH]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                told, _ = process.communicate()
-            except KeyboardInterrupt:  # it has it too, and tells what it has
-                told, _ = process.communicate()
-        if not told:
-            raise SystemExit(f"layerlab bench ended with {process.returncode}, and nothing was measured")
-        figures = json.loads(told)
-        refused = [f"{c['label']}: {c[key]}" for c in labelled(figures) for key in REFUSALS if c[key]]
-        if refused or figures["peers_missing"] or figures["stopped"]:
-            kept = Path(tempfile.mkdtemp(prefix="performance-"), "bench.json")
-            kept.write_text(told)
-            said = [*refused, *(f"{name}: not installed" for name in figures["peers_missing"])]
-            head = figures["stopped"] or "not everybody has a row"
-            raise SystemExit("\n".join([f"{head}; what was measured is in {kept}", *said]))
+        figures = bench(BENCH, folder)
         shutil.copy(folder / figures["picture"], IMAGES / "bench.png")
         return figures
+    if part == "fused":
+        return bench([*FUSED, fastest(found)], folder)
+    out = folder / f"{part}.json"
     command = [sys.executable, str(HERE / f"{part}.py"), "--json", str(out), *SCRIPTS[part]]
     subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
     return json.loads(out.read_text())
+
+
+def bench(arguments: list[str], folder: Path) -> dict[str, Any]:
+    """What a bench tells, in which everybody has a row and all rounds."""
+    command = [sys.executable, "-m", "layerlab", *arguments]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            told, _ = process.communicate()
+        except KeyboardInterrupt:  # it has it too, and tells what it has
+            told, _ = process.communicate()
+    if not told:
+        raise SystemExit(f"layerlab bench ended with {process.returncode}, and nothing was measured")
+    figures = json.loads(told)
+    refused = [f"{c['label']}: {c[key]}" for c in labelled(figures) for key in REFUSALS if c[key]]
+    if refused or figures["peers_missing"] or figures["stopped"]:
+        kept = Path(tempfile.mkdtemp(prefix="performance-"), "bench.json")
+        kept.write_text(told)
+        said = [*refused, *(f"{name}: not installed" for name in figures["peers_missing"])]
+        head = figures["stopped"] or "not everybody has a row"
+        raise SystemExit("\n".join([f"{head}; what was measured is in {kept}", *said]))
+    return figures
 
 
 def take_over(found: dict[str, Any], file: str, commit: str) -> None:
@@ -133,7 +141,7 @@ Claim = tuple[str, str, Timing, float | None]
 def claims(found: dict[str, Any]) -> list[Claim]:
     """What is claimed: a figure, what it is held against, its value, and what it is to be at most."""
     commands, large = found["whole_command"], found["large_table"]["seconds"]
-    seen = _of_tiers(found["bench"]["configs"][0]["rows"])
+    seen = _of_tiers(found)
     seen += [
         (
             f"`{r['of']}`",
@@ -171,34 +179,38 @@ def claims(found: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def _of_tiers(rows: list[dict[str, Any]]) -> list[Claim]:
-    timings = {row["tier"]: row["timings"] for row in rows}
-    floors = {row["tier"]: row["floor"]["rounds"] for row in rows}
-    seen: list[Claim] = [
-        (f"a tracked step, `{row['tier']}`", "its bare loop", _tax(row), 1.05)
-        for row in rows
-        if row["tier"] in BUILTINS[1:]
+def _of_tiers(found: dict[str, Any]) -> list[Claim]:
+    rows = {row["tier"]: row for row in found["bench"]["configs"][0]["rows"]}
+    loop = fastest(found)
+    if found.get("fused", {}).get("against") != loop:
+        raise SystemExit(
+            f"`fused` was not held against {loop}, the fastest of the seven: performance.py fused"
+        )
+    (fused,) = found["fused"]["configs"][0]["rows"]
+    tracked = over(fused["timings"]["tracked"]["rounds"], fused["against"]["tracked"]["rounds"])
+    bare = over(rows["fused"]["timings"]["bare"]["rounds"], rows["fused"]["floor"]["rounds"])
+    return [
+        *(
+            (f"a tracked step, `{tier}`", "its bare loop", _tax(row), 1.05)
+            for tier, row in rows.items()
+            if tier in BUILTINS[1:]
+        ),
+        ("a tracked step, `fused`", f"the fastest bare loop of the seven (`{loop}`)", tracked, 0.70),
+        ("a step of `fused`", "its five matrix products alone", bare, 1.10),
     ]
-    if "fused" in timings:
-        against, fastest = _fastest_bare(timings)
-        tracked, bare = _rounds(timings["fused"], "tracked", "bare")
-        seen += [
-            ("a tracked step, `fused`", against, over(tracked, fastest), 0.70),
-            ("a step of `fused`", "its five matrix products alone", over(bare, floors["fused"]), 1.10),
-        ]
-    return seen
 
 
 def _on_cuda(rows: list[dict[str, Any]]) -> list[Claim]:
     timings = {row["tier"]: row["timings"] for row in rows}
-    against, fastest = _fastest_bare(timings)
-    lightning, tracked = _rounds(timings["fused"], "lightning", "tracked")
+    loop = _fastest_bare(timings)
+    against, bare = f"the fastest bare loop of the seven (`{loop}`)", timings[loop]["bare"]["rounds"]
+    lightning, tracked = (timings["fused"][mode]["rounds"] for mode in ("lightning", "tracked"))
     module = _tax(next(row for row in rows if row["tier"] == "custom-module"))
     step = "a tracked step" if "sending" in rows[0] else "a tracked step without the sending"
     return [
         (f"on CUDA, {step}, `custom-module`", "its bare loop", module, 0.80),
-        ("on CUDA, a replayed step, `fused`", against, over(lightning, fastest), 0.15),
-        (f"on CUDA, {step}, `fused`", against, over(tracked, fastest), 0.15),
+        ("on CUDA, a replayed step, `fused`", against, over(lightning, bare), 0.15),
+        (f"on CUDA, {step}, `fused`", against, over(tracked, bare), 0.15),
     ]
 
 
@@ -207,15 +219,15 @@ def _tax(row: dict[str, Any]) -> Timing:
     return over(row["timings"]["tracked"]["rounds"], row["beside"]["tracked"]["rounds"])
 
 
-def _fastest_bare(timings: dict[str, Any]) -> tuple[str, list[float]]:
-    """The fastest bare loop of the seven: what it is called on the page, and its rounds."""
-    fastest = min((t for t in BUILTINS if t in timings), key=lambda t: timings[t]["bare"]["median"])
-    (rounds,) = _rounds(timings[fastest], "bare")
-    return f"the fastest bare loop of the seven (`{fastest}`)", rounds
+def fastest(found: dict[str, Any]) -> str:
+    """The tier of the seven whose bare loop is the fastest on the CPU."""
+    if "bench" not in found:
+        raise SystemExit("there is no bench yet that says which loop is the fastest: performance.py bench")
+    return _fastest_bare({row["tier"]: row["timings"] for row in found["bench"]["configs"][0]["rows"]})
 
 
-def _rounds(timings: dict[str, Any], *modes: str) -> list[list[float]]:
-    return [timings[mode]["rounds"] for mode in modes]
+def _fastest_bare(timings: dict[str, Any]) -> str:
+    return min((t for t in BUILTINS if t in timings), key=lambda t: timings[t]["bare"]["median"])
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -260,8 +272,6 @@ def _tiers(config: dict[str, Any]) -> str:
     rows = []
     for row in config["rows"]:
         tax = _tax(row)
-        # what was measured before the first step was told apart is told apart here
-        once = row.get("once", row["first_step"] - row["timings"]["bare"]["median"])
         rows.append(
             [
                 f"`{row['tier']}`",
@@ -269,7 +279,7 @@ def _tiers(config: dict[str, Any]) -> str:
                 shown((tax.median, tax.low, tax.high), len(tax.rounds), ".2f"),
                 f"{row['gflops']:.1f}",
                 f"{100 * row['floor_share']:.0f} %",
-                f"{1e3 * once:.3g}",
+                f"{1e3 * row['once']:.3g}",
             ]
         )
     columns = ["tier", "bare", "Lightning", "tracked", "tracked / bare", "GFLOP/s", "floor", "once, ms"]
@@ -325,14 +335,9 @@ def _growth(found: dict[str, Any]) -> str:
 
 def _made(found: dict[str, Any]) -> str:
     """When, where and from what commit each part is."""
-    noted = found.get("made", {})
-    old = {"date": "not noted", "machine": "not noted", "commit": "not noted"}
-    first = {"bench": {**old, "date": found["bench"]["date"][:10]}}
-    rows = [
-        [part, *(({**old, **first.get(part, {}), **noted.get(part, {})})[key] for key in old)]
-        for part in ("bench", *SCRIPTS, *(["cuda"] if "cuda" in found else []))
-    ]
-    return table(["part", *old], rows)
+    columns = ["date", "machine", "commit"]
+    rows = [[part, *(noted[column] for column in columns)] for part, noted in found["made"].items()]
+    return table(["part", *columns], rows)
 
 
 def page(found: dict[str, Any]) -> str:
@@ -350,7 +355,6 @@ def page(found: dict[str, Any]) -> str:
             rounds=bench["rounds"],
             between=interval_label(bench["rounds"]),
             tiers=_tiers(config),
-            floor=FLOOR if "sending" in config["rows"][0] else FLOOR_IN_TURNS,
             peers=_peers(config),
             growth=_growth(found),
             rows=large["rows"],
@@ -368,7 +372,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["bench", *SCRIPTS]
+    parts = ["bench", "fused", *SCRIPTS]
     parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; default: all")
     parser.add_argument(
         "--cuda", nargs=2, metavar=("FILE", "COMMIT"), help="take over what a bench on CUDA left, and of what"
@@ -388,7 +392,7 @@ def main() -> None:
     for part in [] if only_page else arguments.parts or parts:
         sys.stderr.write(f"measuring: {part}\n")
         with tempfile.TemporaryDirectory() as folder:
-            found[part] = measure(part, Path(folder))
+            found[part] = measure(part, Path(folder), found)
         found.setdefault("made", {})[part] = made(commit)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))

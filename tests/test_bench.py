@@ -25,11 +25,12 @@ from layerlab.benchmarking.processes import Refused, WorkerProcess
 from layerlab.benchmarking.report import MODES, Config, Row, Timing
 from layerlab.benchmarking.rounds import Rounds, _Taken
 from layerlab.benchmarking.seeds import seed_of
+from layerlab.benchmarking.sending import sending_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
 from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, norm, pre_activation
 from layerlab.benchmarking.way import GROWTH, Fork
-from layerlab.benchmarking.worker import Worker, sending_of
+from layerlab.benchmarking.worker import Worker
 from layerlab.console import Progress, bench_text
 from layerlab.errors import Interrupted, JournalError, SpecError
 from layerlab.reference import initial_params
@@ -141,6 +142,14 @@ class Converged(Whole):
             self.losses = (self.losses[1], float(super().step(x, y)))
             self.done = 0 < self.losses[0] - self.losses[1] < 0.02 * self.losses[0]
         return torch.tensor(self.losses[1], dtype=torch.float64)
+
+
+class Sleeps(Whole):
+    '''Right, and half a millisecond a step.'''
+
+    def step(self, x, y):
+        time.sleep(0.0005)
+        return super().step(x, y)
 
 
 class Strides(Whole):
@@ -279,7 +288,7 @@ def cheats(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Installed tiers that should have no row, where worker processes find them too."""
     names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "in-parts": "InParts"}
     same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes", "Bursts")
-    same += ("Relapses", "Beside", "Ahead")
+    same += ("Relapses", "Beside", "Ahead", "Sleeps")
     names |= {name.lower(): name for name in same} | {"honest": "Whole"}
     targets = {name: f"MODULE:{target}" for name, target in names.items()}
     site.add("cheats-dist", targets, CHEATS)
@@ -323,6 +332,45 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
     assert names == {"bench.json", Path(report.picture).name}
     pixels = matplotlib.image.imread(report.picture)
     assert pixels.std() > 0.01
+
+
+def test_a_tier_against_another(folder: Path, client: Any, cheats: Site, layerlab_cli: Any) -> None:
+    """Trainings take turns with its loop too; the ratios are in the table, in the JSON and in MLflow."""
+    flags = [text for key, (size,) in SMALL.items() for text in (f"--{key.replace('_', '-')}", size)]
+    flags += [text for key, value in QUICK.items() for text in (f"--{key}", value)]
+    arguments = ["bench", "tensors", "--against", "sleeps", "--mode", "tracked", *flags]
+    result = layerlab_cli(*arguments, "--json")
+    assert result.code == 0
+    report = json.loads(result.stdout)
+    assert report["against"] == "sleeps"
+    (row,) = report["configs"][0]["rows"]
+    assert list(row["against"]) == ["tracked"]
+    steps, others = (timings["tracked"]["rounds"] for timings in (row["timings"], row["against"]))
+    assert len(others) == QUICK["rounds"]
+    assert min(others) >= 0.0005  # so long it sleeps
+    ratio = Timing.of(np.divide(steps, others).tolist())
+    run = client.get_run(report["run_id"])
+    assert run.data.metrics["tensors/tracked_against"] == ratio.median
+    assert run.data.params["against"] == "sleeps"
+    shown = layerlab_cli(*arguments).stdout
+    assert "tracked / sleeps" in shown
+    assert "/ sleeps: of its bare loop, which took turns too;" in shown
+
+
+@pytest.mark.parametrize(
+    ("cheat", "said"),
+    [
+        ("strides", "fails its audit (tracked): strides beside it: "),
+        ("forgetful", "fails its proof: forgetful beside it: full-batch: "),
+        ("nothing", "strides beside it: its optimizer is 'none'"),
+    ],
+)
+def test_a_tier_against_one_that_cheats(folder: Path, cheats: Site, cheat: str, said: str) -> None:
+    """What is compared with something that is not proven, or that fails its audit, has no row."""
+    report = bench(["tensors"], against=cheat, modes=["tracked"], **SMALL, **QUICK)
+    (config,) = report.configs
+    assert not config.rows
+    assert said.replace("strides", cheat) in config.refused["tensors"]
 
 
 def test_a_sweep_over_sizes_from_the_command_line(folder: Path, layerlab_cli: Any) -> None:
@@ -744,39 +792,44 @@ class Ticking:
 
 
 @pytest.mark.parametrize("most", [2, 14])
-def test_a_training_takes_turns_with_its_loop_beside(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_takes_turns_with_loops_beside(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has its own clock, as many steps, and its parameters; by blocks where nothing may wait in one."""
     clock = Clock()
     monkeypatch.setattr("layerlab.benchmarking.turns.time.perf_counter", lambda: clock.now)
     draw_of = {"precision": "32-true", "recipe": Recipe(), "bias": True}
     problem = TimedProblem.draw((3, 2, 2, 1), steps=20, seed=0, **draw_of)
-    mine, other = Ticking(clock, "training", 2.0), Ticking(clock, "loop", 3.0)
-    loop = BareLoop(other, problem, torch.device("cpu"))  # type: ignore[arg-type]  # all that it needs of a tier
-    turns = Turns(None, few=4, steps=14, most=most, beside=loop, synchronise=lambda: None)
+    mine = Ticking(clock, "training", 2.0)
+    loops = [
+        BareLoop(Ticking(clock, name, seconds), problem, torch.device("cpu"))  # type: ignore[arg-type]  # all that it needs of a tier
+        for name, seconds in (("loop", 3.0), ("another", 7.0))
+    ]
+    turns = Turns(None, few=4, steps=14, most=most, beside=loops, synchronise=lambda: None)
     turns.begin, turns.finish = lambda: None, mine.params
     for block in (4, 7, 3):
-        losses = [mine.step(x, y) for x, y in turns.batches([loop.batch] * block, block)]
+        losses = [mine.step(x, y) for x, y in turns.batches([loops[0].batch] * block, block)]
         clock.takes(0.5, "framework")
         turns.log_losses(0, np.array(losses), 0.0, 0.0)
-    first = ["training"] * 4 + ["framework"] + ["loop"] * 4 + ["loop's parameters"]
+    first = ["training"] * 4 + ["framework"]
+    first += ["loop"] * 4 + ["another"] * 4 + ["loop's parameters", "another's parameters"]
 
-    def together(steps: int) -> list[str]:
-        return ["training"] * steps + ["loop"] * steps
+    def turns_of(swap: int, steps: int, *between: str, last: bool = False) -> list[str]:
+        order = ["loop", "another"] if swap % 2 == 0 else ["another", "loop"]
+        ends = [[name] * steps + ([f"{name}'s parameters"] if last else []) for name in order]
+        return ["training"] * steps + list(between) + ends[0] + ends[1]
 
-    def end_of(steps: int) -> list[str]:
-        return ["training"] * steps + ["framework"] + ["loop"] * steps
-
-    last = ["training"] * 1 + ["framework", "training's parameters", "loop", "loop's parameters"]
     if most == 14:
-        last = ["training"] * 3 + last[1:3] + ["loop"] * 3 + last[-1:]
-        assert clock.did == first + end_of(7) + last
+        second = turns_of(0, 7, "framework")
+        third = turns_of(1, 3, "framework", "training's parameters", last=True)
+        assert clock.did == first + second + third
     else:
-        assert clock.did == first + together(2) * 3 + end_of(1) + together(2) + last
-    assert (len(turns.losses), len(loop.losses)) == (14, 14)
+        second = [*turns_of(0, 2), *turns_of(1, 2), *turns_of(2, 2), *turns_of(3, 1, "framework")]
+        third = turns_of(4, 2) + turns_of(5, 1, "framework", "training's parameters", last=True)
+        assert clock.did == first + second + third
+    assert [len(losses) for losses in (turns.losses, *(loop.losses for loop in loops))] == [14] * 3
     assert turns.seconds == 10 * 2.0 + 2 * 0.5 + 2.0
-    assert turns.beside_seconds == 10 * 3.0 + 3.0
-    assert turns.within == (0 if most == 14 else 2 * 3.0)
-    assert (turns.end, loop.end) == ("training", "loop")
+    assert turns.beside_seconds == [10 * 3.0 + 3.0, 10 * 7.0 + 7.0]
+    assert turns.within == (0 if most == 14 else 2 * (3.0 + 7.0))
+    assert (turns.end, *(loop.end for loop in loops)) == ("training", "loop", "another")
 
 
 def test_the_bare_loop_is_between_two_halves_of_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -891,6 +944,11 @@ def test_the_operations_of_a_step() -> None:
         (["nn", "--mode", "bear"], "no mode is called 'bear'"),
         (["nn", "--precision", "bf16-mixed"], "precision: should be 32-true or 64-true"),
         (["nn", "--accelerator", "tpu"], "accelerator: should be cpu or gpu"),
+        (["nn", "--against", "tensor"], "no tier is called 'tensor'"),
+        (["nn", "--against", "all"], "no tier is called 'all'"),
+        (["nn", "--against", "tensors", "--mode", "bare"], "against: it is trainings that take turns"),
+        (["nn", "--against", "numpy"], "against: NumPy's threads look out for work"),
+        (["numpy", "nn", "--against", "numpy"], "against: NumPy's threads look out for work"),
     ],
     ids=str,
 )
@@ -1042,11 +1100,12 @@ def test_nobody_is_refused_for_a_stop(hangs: str) -> None:
 def test_a_round_that_was_broken_off_counts_for_nobody() -> None:
     """Some tiers have it and some have not: all of it is dropped."""
     times = {"a": {"bare": [1.0, 2.0, 3.0]}, "b": {"bare": [4.0, 5.0]}}
-    beside = {"a": {"tracked": [1.0, 2.0, 3.0]}}
+    beside, against = {"a": {"tracked": [1.0, 2.0, 3.0]}}, {"a": {"tracked": [3.0, 2.0, 1.0]}}
     sending, peaks = {"a": [4.0, 5.0, 6.0]}, {"a": [7.0, 8.0, 9.0]}
-    taken = _Taken(Config(8, 6, 5, 3), {}, times, beside, sending, peaks)
+    taken = _Taken(Config(8, 6, 5, 3), {}, times, beside, against, sending, peaks)
     taken.keep(2)
     assert times == {"a": {"bare": [1.0, 2.0]}, "b": {"bare": [4.0, 5.0]}}
+    assert against["a"]["tracked"] == [3.0, 2.0]
     assert (beside["a"]["tracked"], sending["a"], peaks["a"]) == ([1.0, 2.0], [4.0, 5.0], [7.0, 8.0])
 
 

@@ -263,7 +263,8 @@ def bench_text(report: BenchReport) -> str:
         between = interval_label(report.rounds)
         head = f"{config.label}, {report.rounds} rounds: microseconds a step, median and {between}"
         modes = list(config.rows[0].timings) if config.rows else []
-        columns = ["tier", *modes, "steps/s", "GFLOP/s", "floor", "once s", "peak MB"]
+        against = [f"{mode} / {report.against}" for mode in (config.rows[0].against if config.rows else ())]
+        columns = ["tier", *modes, *against, "steps/s", "GFLOP/s", "floor", "once s", "peak MB"]
         rows = [_bench_row(row, modes) for row in config.rows]
         parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
@@ -274,11 +275,13 @@ def bench_text(report: BenchReport) -> str:
         names, install = ", ".join(report.peers_missing), next(iter(report.peers_missing.values()))
         parts.append(f"peers not installed: {names} ({install})")
     if any(config.rows for config in report.configs):
-        parts.append(
-            "floor: the five matrix products alone, as a share of a bare step;\n"
-            "(x): of a bare loop that took turns with the training;\n"
+        legend = ["floor: the five matrix products alone, as a share of a bare step;"]
+        legend += ["(x): of a bare loop that took turns with the training;"]
+        legend += [f"/ {report.against}: of its bare loop, which took turns too;"] if report.against else []
+        legend += [
             "once: what the first two steps took beyond two later ones; peak: memory that the bare loop took"
-        )
+        ]
+        parts.append("\n".join(legend))
     if report.picture_fault:
         parts.append(f"no picture: {one_line(report.picture_fault)}")
     return "\n\n".join([*parts, "\n".join(_kept(report))])
@@ -295,6 +298,10 @@ def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
             over = row.tax(mode)
             tax = f" (x {over.median:.2f} [{over.low:.2f}, {over.high:.2f}])"
         cells.append(f"{median} [{low}, {high}]{tax}")
+    for mode in row.against:
+        over = row.tax_against(mode)
+        other = 1e6 * row.against[mode].median
+        cells.append(f"{over.median:.2f} [{over.low:.2f}, {over.high:.2f}] of {other:.4g}")
     return [
         row.tier,
         *cells,

@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from layerlab import registry
+from layerlab.benchmarking import against as others
 from layerlab.benchmarking.peers.rounds import PeerRounds
 from layerlab.benchmarking.report import MODES, BenchReport, Config
 from layerlab.benchmarking.rounds import TRAINERS_TIMES, Asked, Rounds
@@ -40,6 +41,7 @@ def bench(
     precision: Precision = "32-true",
     accelerator: str = "cpu",
     seed: int = 0,
+    against: str | None = None,
     peers: bool = False,
     experiment: str = "layerlab-bench",
     tracking_uri: str | None = None,
@@ -59,6 +61,8 @@ def bench(
         precision: "32-true" or "64-true".
         accelerator: "cpu" or "gpu".
         seed: What problems are drawn from.
+        against: A tier, with whose bare loop every training takes turns too: how many times as long a step
+            takes is then told of the same moments.
         peers: Also measure what people would otherwise write: see `layerlab.benchmarking.peers`.
         experiment: The MLflow experiment that keeps the bench.
         tracking_uri: The MLflow store; None: ``MLFLOW_TRACKING_URI``, or ``sqlite:///mlflow.db``.
@@ -71,10 +75,13 @@ def bench(
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
     _check(modes, rounds, seconds, precision, accelerator, seed)
-    chosen = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
-    asked = Asked(registry.select(list(tiers)), chosen, rounds, seconds, precision, accelerator, seed)
+    rows = registry.select(list(tiers))
+    measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
+    if against is not None:
+        against = others.chosen(against, rows, measured)
+    asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, against)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    report = BenchReport({}, now, rounds, configs)
+    report = BenchReport({}, now, rounds, configs, against or "")
     with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened(stop.check)
@@ -121,6 +128,7 @@ def _record(
             **sizes,
             **{"tiers": names, "rounds": str(asked.rounds), "seconds": str(asked.seconds)},
             **{"precision": asked.precision, "accelerator": asked.accelerator, "peers": str(peers)},
+            **({} if asked.against is None else {"against": asked.against}),
         },
         tags={"layerlab.tiers": names},
     )
@@ -212,6 +220,8 @@ def _metrics(config: Config, *, single: bool) -> dict[str, float]:
         for mode, timing in row.timings.items():
             metrics[f"{prefix}{row.tier}/{mode}_us"] = timing.median * 1e6
         metrics[f"{prefix}{row.tier}/floor_share"] = row.floor_share
+        for mode in row.against:
+            metrics[f"{prefix}{row.tier}/{mode}_against"] = row.tax_against(mode).median
     for peer in config.peers:
         metrics[f"{prefix}peers/{peer.peer}/{peer.mode}_us"] = peer.timing.median * 1e6
         if peer.ratio is not None:

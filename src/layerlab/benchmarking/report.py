@@ -71,6 +71,7 @@ class Row:
         distribution: The distribution that offers it, and its version.
         timings: By mode: "bare", "lightning", "tracked".
         beside: By mode of a training: a bare loop that took turns with it.
+        against: By mode of a training: another tier's bare loop, likewise, if that was asked for.
         first_step: Seconds of the first step on the problem, compilation included.
         once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
@@ -94,10 +95,15 @@ class Row:
     peak_mb: float
     proof: str
     sending: float | None = None
+    against: dict[str, Timing] = field(default_factory=dict)
 
     def tax(self, mode: str) -> Timing:
         """How many times as long a step takes in a training as in the bare loop beside it."""
         return self.timings[mode].over(self.beside[mode])
+
+    def tax_against(self, mode: str) -> Timing:
+        """The same, of the bare loop of the other tier."""
+        return self.timings[mode].over(self.against[mode])
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,7 @@ class BenchReport:
         date: When, in UTC.
         rounds: Rounds of each tier, mode and problem.
         configs: One entry a problem.
+        against: The tier with whose bare loop every training took turns too; empty where there was none.
         peers_missing: The peers that are not installed, and what installs them.
         stopped: What ended it before the rounds that were asked for; empty where nothing did.
         run_id: The MLflow run that holds the bench.
@@ -187,6 +194,7 @@ class BenchReport:
     date: str
     rounds: int
     configs: list[Config] = field(default_factory=list)
+    against: str = ""
     peers_missing: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
     run_id: str = ""

@@ -1,4 +1,4 @@
-"""A tier's bare loop, and a training that takes turns with one.
+"""A tier's bare loop, and a training that takes turns with one, or with that of another tier too.
 
 A machine that is shared is slower in one moment than in the next, and by more than a framework costs: a loop
 and a training that were timed one after the other say little about each other. Where they take turns, every
@@ -16,7 +16,7 @@ import torch
 from layerlab.errors import TierError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from layerlab.benchmarking.problem import TimedProblem
     from layerlab.tier import Params, Tier
@@ -36,6 +36,7 @@ class BareLoop:
         tier: The tier, at the start of the problem.
         problem: What it is timed on.
         device: Where its rows go.
+        name: What it is called where something is wrong with it.
 
     Attributes:
         batch: Inputs and targets, on the device.
@@ -45,8 +46,10 @@ class BareLoop:
 
     end: Params
 
-    def __init__(self, tier: Tier, problem: TimedProblem, device: torch.device) -> None:
-        self.tier, self.problem = tier, problem
+    def __init__(
+        self, tier: Tier, problem: TimedProblem, device: torch.device, name: str = "its loop beside"
+    ) -> None:
+        self.tier, self.problem, self.name = tier, problem, name
         x, y = (torch.tensor(a, device=device) for a in problem.rows[0])
         self.batch = x, y
         self.losses: list[float] = []
@@ -56,6 +59,19 @@ class BareLoop:
         step, (x, y), losses = self.tier.step, self.batch, self.losses
         for _ in range(steps):
             losses.append(float(step(x, y)))
+
+    def made(self, steps: int, *, last: bool = False) -> None:
+        """Makes so many steps in a turn, the last ones with what comes after them.
+
+        Raises:
+            TierError: The tier raised: it is within a block that this is told, and no step of that block.
+        """
+        try:
+            self.run(steps)
+            if last:
+                self.finish()
+        except Exception as error:
+            raise TierError(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def begin(self) -> None:
         """What comes just before the clock starts: other rows into the same memory."""
@@ -71,7 +87,7 @@ class Turns:
     """A training's batches and its sink: they keep its losses, hand them on, and look at the clock.
 
     The clock runs from the end of the first part to that of the last block. Every now and then it stands
-    still, and the loop beside makes as many steps as the training did since, on a clock of its own. On the
+    still, and each loop beside makes as many steps as the training did since, on a clock of its own. On the
     CPU that is within a block, every `_SECONDS`; on CUDA it is at its end alone: within a block nothing waits
     for the device there, and nothing should.
 
@@ -80,7 +96,7 @@ class Turns:
         few: How many steps the first part has; a block must end with it.
         steps: How many there are in all.
         most: Steps of a turn within a block.
-        beside: The loop beside.
+        beside: The loops beside.
         synchronise: Waits until the device has done what it was given.
 
     Attributes:
@@ -90,7 +106,7 @@ class Turns:
         few: As given.
         losses: Of all steps so far.
         seconds: What the steps after the first part took.
-        beside_seconds: What they took the loop beside.
+        beside_seconds: What they took each loop beside.
         within: What of these was within the block in hand.
     """
 
@@ -105,23 +121,26 @@ class Turns:
         few: int,
         steps: int,
         most: int,
-        beside: BareLoop,
+        beside: Sequence[BareLoop],
         synchronise: Callable[[], None],
     ) -> None:
         self._record, self.few, self._steps = record, few, steps
         self._most, self._beside, self._synchronise = most, beside, synchronise
         self.losses: list[float] = []
         self._made = 0
-        self.seconds = self.beside_seconds = self.within = self._began = 0.0
+        self.seconds = self.within = self._began = 0.0
+        self.beside_seconds = [0.0 for _ in beside]
+        # Whoever comes first has what the training left in the caches: each does in its turn.
+        self._order = [*range(len(beside))]
 
     def batches(self, batches: Iterable[Batch], steps: int) -> Iterator[Batch]:
-        """The batches of a block of so many steps; some of them on, the loop beside has its turn."""
-        every, before = iter(batches), self.beside_seconds
+        """The batches of a block of so many steps; some of them on, the loops beside have their turns."""
+        every, before = iter(batches), sum(self.beside_seconds)
         while steps > self._most and len(self.losses) >= self.few:
             yield from itertools.islice(every, self._most)
             steps -= self._most
             self._swap(self._most)
-        self._made, self.within = steps, self.beside_seconds - before
+        self._made, self.within = steps, sum(self.beside_seconds) - before
         yield from every
 
     def log_losses(self, first_step: int, losses: Any, began: float, ended: float) -> None:
@@ -132,8 +151,10 @@ class Turns:
         if len(self.losses) > self.few:
             self._swap(self._made, last=len(self.losses) == self._steps)
         elif len(self.losses) == self.few:
-            self._beside.run(self.few)
-            self._beside.begin()
+            for loop in self._beside:
+                loop.made(self.few)
+            for loop in self._beside:
+                loop.begin()
             self.begin()
             self._synchronise()
             self._began = time.perf_counter()
@@ -144,16 +165,14 @@ class Turns:
         self._synchronise()
         began = time.perf_counter()
         self.seconds += began - self._began
-        try:
-            self._beside.run(steps)
-            if last:
-                self._beside.finish()
-        except Exception as error:
-            # it is within a block that this is raised, and no step of that block
-            raise TierError(f"its loop beside: {type(error).__name__}: {error}") from error
-        self._synchronise()
-        self._began = time.perf_counter()
-        self.beside_seconds += self._began - began
+        for number in self._order:
+            self._beside[number].made(steps, last=last)
+            self._synchronise()
+            ended = time.perf_counter()
+            self.beside_seconds[number] += ended - began
+            began = ended
+        self._order.reverse()
+        self._began = began
 
     def log_metrics(self, step: int, metrics: Any) -> None:
         """There is no validation."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import statistics
 import sys
 import time
@@ -13,21 +12,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from layerlab import registry
+from layerlab.benchmarking.against import Against
 from layerlab.benchmarking.audit import KNOWN, audit_steps
 from layerlab.benchmarking.floor import products
 from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
 from layerlab.benchmarking.seeds import seed_of
+from layerlab.benchmarking.sending import audit_record, sending_of
 from layerlab.benchmarking.turns import BareLoop, Turns, at_once, overwrite
 from layerlab.conformance import check
 from layerlab.errors import AcceleratorError, TierError
 from layerlab.tracking import Recorder, RunInfo
-from layerlab.tracking.talk import SECONDS_BETWEEN_CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from layerlab.registry import TierRow
     from layerlab.tier import Params, Precision, Tier
     from layerlab.tracking import Record
 
@@ -50,12 +51,14 @@ class Measured(NamedTuple):
         audit: Says what is wrong with it, or None.
         beside: Seconds of a step of what it is compared with: of a training the bare loop that it took turns
             with, of the bare loop the products before it and after it.
+        against: Seconds of a step of the other tier whose bare loop a training took turns with too.
         sending: What of the step is the store's.
     """
 
     step: float
     audit: Audit
     beside: float
+    against: float | None = None
     sending: float | None = None
 
 
@@ -67,12 +70,16 @@ class Worker:
         precision: The precision of the run.
         accelerator: "cpu" or "gpu".
         store: The tracking store of its trainings; whoever asks removes it, for a worker is killed.
+        against: Another tier, with whose bare loop its trainings take turns too.
     """
 
-    def __init__(self, name: str, precision: Precision, accelerator: str, store: str) -> None:
+    def __init__(
+        self, name: str, precision: Precision, accelerator: str, store: str, against: str | None = None
+    ) -> None:
         self._settings = settings()  # before anything of the tier's is imported
         self.row = registry.find(name)
         self.tier_class = registry.load(self.row)
+        self._against = None if against is None else Against.of(against)
         self.precision, self.accelerator = precision, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -90,16 +97,27 @@ class Worker:
     def prove(self) -> dict[str, Any]:
         """Puts the tier through the part of the conformance suite that says what it computes.
 
+        The other one too: what is compared with something that is not proven is not compared.
+
         Raises:
             TierError: Nobody but the tier knows what its steps should be.
         """
-        optimizer = self.tier_class.recipe.optimizer
+        proof = self._prove(self.row, self.tier_class)
+        if proof["ok"] and (other := self._against) is not None:
+            with other.named():
+                others = self._prove(other.row, other.tier_class)
+            if not others["ok"]:
+                return {"ok": False, "said": f"{other.name}: {others['said']}"}
+        return proof
+
+    def _prove(self, row: TierRow, tier_class: type[Tier]) -> dict[str, Any]:
+        optimizer = tier_class.recipe.optimizer
         if optimizer not in KNOWN:
             raise TierError(
                 f"its optimizer is '{optimizer}', and the oracle makes steps of {' and '.join(KNOWN)} only: "
                 "nothing would show that those that are timed were made"
             )
-        report = check(self.row.selector, only=PROOF, accelerator=self.accelerator)
+        report = check(row.selector, only=PROOF, accelerator=self.accelerator)
         said = "; ".join(f"{failure.check}: {failure.detail}" for failure in report.failures)
         return {"ok": report.ok, "said": said or f"suite {report.suite}: {', '.join(PROOF)}"}
 
@@ -139,10 +157,7 @@ class Worker:
         }
         measured = [(mode, ways[mode](steps, seed)) for mode, steps, seed in asked]
         peak_mb = self._peak / 1e6  # of the bare loop, before its audit
-        answers = {
-            mode: {"step": it.step, "beside": it.beside, "sending": it.sending, "fault": it.audit()}
-            for mode, it in measured
-        }
+        answers = {mode: {**it._asdict(), "audit": it.audit()} for mode, it in measured}
         return {"peak_mb": peak_mb, "modes": answers}
 
     def _bare(self, steps: int, seed: int) -> Measured:
@@ -194,7 +209,7 @@ class Worker:
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
         turns, audit = self._training(steps, seed, None)
-        return Measured(turns.seconds / steps, audit, turns.beside_seconds / steps)
+        return Measured(turns.seconds / steps, audit, *_beside(turns, steps))
 
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
@@ -227,8 +242,8 @@ class Worker:
         share = sending_of(own, call=call, sending=sending, losses=len(turns.losses))
         return Measured(
             own + share,
-            lambda: audit() or lost or _audit_record(self._store, record.run_id, turns.losses),
-            turns.beside_seconds / steps,
+            lambda: audit() or lost or audit_record(self._store, record.run_id, turns.losses),
+            *_beside(turns, steps),
             share,
         )
 
@@ -240,12 +255,16 @@ class Worker:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
     def _training(self, steps: int, seed: int, record: Record | None) -> tuple[Turns, Audit]:
-        """A training that takes turns with the bare loop, and the audit of both."""
+        """A training that takes turns with bare loops, and the audit of all of them."""
         from layerlab.benchmarking.timed import TimedModule
         from layerlab.training import TrainingData, make_trainer, quiet_lightning
 
         few = max(1, steps // _SHORTER)
-        beside = self._loop(self._draw(few + steps, seed_of(seed)))
+        beside = [self._loop(self._draw(few + steps, seed_of(seed)))]
+        if (other := self._against) is not None:
+            with other.named():  # its problem is a third one, with the recipe that it has
+                drawn = self._draw(few + steps, seed_of(seed, 0), other.tier_class)
+                beside.append(BareLoop(self._tier(drawn, other.tier_class), drawn, self.device, other.name))
         problem = self._draw(few + steps, seed)
         x, y = (a.copy() for a in problem.rows[0])  # they are overwritten
         turns = Turns(
@@ -290,30 +309,31 @@ class Worker:
             mine = self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
             if fault or mine:
                 return fault or mine
-            other = self._audit_loop(beside, counts)
-            return None if other is None else f"its loop beside: {other}"
+            faults = ((loop.name, self._audit_loop(loop, counts)) for loop in beside)
+            return next((f"{name}: {said}" for name, said in faults if said), None)
 
         return turns, audit
 
-    def _draw(self, steps: int, seed: int) -> TimedProblem:
-        recipe = self.tier_class.recipe
+    def _draw(self, steps: int, seed: int, other: type[Tier] | None = None) -> TimedProblem:
+        tier_class = other or self.tier_class
+        recipe = tier_class.recipe
         problem = TimedProblem.draw(
             self._sizes,
             steps=steps,
             seed=seed,
             precision=self.precision,
             recipe=recipe,
-            bias=recipe.bias and self.tier_class.supports_bias,
+            bias=recipe.bias and tier_class.supports_bias,
         )
         give_back()
         settle()
         return problem
 
-    def _tier(self, problem: TimedProblem) -> Tier:
-        return self.tier_class(problem.start, lr=problem.lr, device=self.device, dtype=self.dtype)
+    def _tier(self, problem: TimedProblem, tier_class: type[Tier]) -> Tier:
+        return tier_class(problem.start, lr=problem.lr, device=self.device, dtype=self.dtype)
 
     def _loop(self, problem: TimedProblem) -> BareLoop:
-        return BareLoop(self._tier(problem), problem, self.device)
+        return BareLoop(self._tier(problem, self.tier_class), problem, self.device)
 
     def _clock(self, work: Callable[[], Any]) -> float:
         self._synchronise()
@@ -346,31 +366,10 @@ class Worker:
         )
 
 
-def sending_of(step: float, *, call: float, sending: float, losses: int) -> float:
-    """What the store takes for the loss of a step, in seconds.
-
-    Args:
-        step: What the step takes.
-        call: What a call takes that brings next to nothing: there is one every `SECONDS_BETWEEN_CALLS`.
-        sending: What a call takes that brings all losses.
-        losses: How many they are.
-    """
-    return step * call / SECONDS_BETWEEN_CALLS + max(0.0, sending - call) / losses
-
-
-def _audit_record(store: str, run_id: str, losses: list[float]) -> str | None:
-    """What of the losses is not in the store as it was computed, or None.
-
-    The table is read, and not MLflow asked: importing it here would cost more than all rounds.
-    """
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as database:
-        found = database.execute(
-            "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = 'loss' ORDER BY step", (run_id,)
-        ).fetchall()
-    database.close()
-    if found == list(enumerate(losses)):
-        return None
-    return f"the store has {len(found)} losses of {len(losses)}, or others than were computed"
+def _beside(turns: Turns, steps: int) -> tuple[float, float | None]:
+    """The seconds of a step of the tier's own loop beside, and of the other tier's."""
+    own, *other = (seconds / steps for seconds in turns.beside_seconds)
+    return own, other[0] if other else None
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ def bench(
     precision: Annotated[str | None, typer.Option(help="32-true or 64-true. [default: 32-true]")] = None,
     accelerator: Annotated[str | None, typer.Option(help="cpu or gpu. [default: cpu]")] = None,
     seed: Annotated[int | None, typer.Option(help="What problems are drawn from. [default: 0]")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A tier: each training takes turns with its bare loop too, for a ratio to it."),
+    ] = None,
     peers: Annotated[
         Flag,
         typer.Option(
@@ -52,7 +56,7 @@ def bench(
 ) -> None:
     """Measure tiers side by side: no speed without proof (exit 1 if a tier is refused)."""
     values = locals()
-    plain = ("rounds", "seconds", "precision", "accelerator", "seed", "experiment", "tracking_uri")
+    plain = ("rounds", "seconds", "precision", "accelerator", "seed", "against", "experiment", "tracking_uri")
     arguments: dict[str, Any] = {name: values[name] for name in plain if values[name] is not None}
     for name in ("batch_size", "d_in", "hidden", "d_out"):
         if values[name] is not None:
