@@ -23,7 +23,7 @@ from layerlab.benchmarking.picture import draw
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import Refused, WorkerProcess
 from layerlab.benchmarking.report import MODES, Config, Row, Timing
-from layerlab.benchmarking.rounds import Rounds, _Taken
+from layerlab.benchmarking.rounds import Asked, Rounds, _Taken
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.sending import sending_of
 from layerlab.benchmarking.timed import TimedModule
@@ -352,8 +352,10 @@ def test_a_tier_against_another(folder: Path, client: Any, cheats: Site, layerla
     run = client.get_run(report["run_id"])
     assert run.data.metrics["tensors/tracked_against"] == ratio.median
     assert run.data.params["against"] == "sleeps"
-    shown = layerlab_cli(*arguments).stdout
+    shown = layerlab_cli(*arguments, "numpy").stdout
     assert "tracked / sleeps" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("numpy")]
+    assert " - " in line  # its threads and those of torch take no turns
     assert "/ sleeps: of its bare loop, which took turns too;" in shown
 
 
@@ -363,6 +365,8 @@ def test_a_tier_against_another(folder: Path, client: Any, cheats: Site, layerla
         ("strides", "fails its audit (tracked): strides beside it: "),
         ("forgetful", "fails its proof: forgetful beside it: full-batch: "),
         ("nothing", "strides beside it: its optimizer is 'none'"),
+        ("threads", "changes the settings of its process: threads from"),
+        ("threads", "or strides beside it does"),
     ],
 )
 def test_a_tier_against_one_that_cheats(folder: Path, cheats: Site, cheat: str, said: str) -> None:
@@ -371,6 +375,34 @@ def test_a_tier_against_one_that_cheats(folder: Path, cheats: Site, cheat: str, 
     (config,) = report.configs
     assert not config.rows
     assert said.replace("strides", cheat) in config.refused["tensors"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "against", "refused"), [(6, True, True), (5, True, False), (6, False, False)]
+)
+def test_work_in_the_turns_of_the_other_tier(*, rounds: int, against: bool, refused: bool) -> None:
+    """For the training and its loop beside alike: the bare loop alone tells it, by many rounds."""
+    timing = {took: Timing.of([took] * rounds) for took in (1.0, 2.0)}
+    row = Row(
+        tier="mine",
+        distribution="mine 1",
+        timings={"bare": timing[2.0], "tracked": timing[1.0]},
+        beside={"tracked": timing[1.0]},
+        first_step=1.0,
+        once=0.0,
+        gflops=1.0,
+        floor=timing[1.0],
+        floor_share=0.5,
+        peak_mb=1.0,
+        proof="",
+        against={"tracked": timing[1.0]} if against else {},
+    )
+    measured = Rounds.__new__(Rounds)
+    measured._asked = Asked([], MODES, rounds, 0.1, "32-true", "cpu", 0)
+    fault = measured._too_fast(row)
+    assert (
+        fault is not None and "took 0.50 of what the same step took in the bare loop alone" in fault
+    ) == refused
 
 
 def test_a_sweep_over_sizes_from_the_command_line(folder: Path, layerlab_cli: Any) -> None:
@@ -947,8 +979,8 @@ def test_the_operations_of_a_step() -> None:
         (["nn", "--against", "tensor"], "no tier is called 'tensor'"),
         (["nn", "--against", "all"], "no tier is called 'all'"),
         (["nn", "--against", "tensors", "--mode", "bare"], "against: it is trainings that take turns"),
-        (["nn", "--against", "numpy"], "against: NumPy's threads look out for work"),
-        (["numpy", "nn", "--against", "numpy"], "against: NumPy's threads look out for work"),
+        (["nn", "--against", "numpy"], "against: the threads of numpy and those of nn would"),
+        (["numpy", "--against", "nn"], "against: the threads of numpy and those of nn would"),
     ],
     ids=str,
 )

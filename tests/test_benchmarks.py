@@ -53,6 +53,26 @@ def test_the_page_tells_when_a_goal_is_missed() -> None:
     assert "missed" in row
 
 
+def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
+    """In turns where that was measured; where NumPy's is the fastest, which takes none, by the rounds."""
+    performance = script("performance")
+    found = json.loads((DOCS / "performance.json").read_text())
+    rows = {row["tier"]: row for row in found["bench"]["configs"][0]["rows"]}
+
+    def claimed() -> tuple[str, Timing]:
+        (claim,) = [c for c in performance.claims(found) if c[0] == "a tracked step, `fused`"]
+        return claim[1], claim[2]
+
+    (row,) = found["fused"]["configs"][0]["rows"]
+    loop = found["fused"]["against"]
+    in_turns = performance.over(row["timings"]["tracked"]["rounds"], row["against"]["tracked"]["rounds"])
+    assert claimed() == (f"the fastest bare loop of the seven (`{loop}`)", in_turns)
+    rows["numpy"]["timings"]["bare"]["median"] = 1e-9
+    tracked, bare = rows["fused"]["timings"]["tracked"], rows["numpy"]["timings"]["bare"]
+    by_rounds = performance.over(tracked["rounds"], bare["rounds"])
+    assert claimed() == ("the fastest bare loop of the seven (`numpy`)", by_rounds)
+
+
 def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     """Figures, goals, who has no row and why; of a CPU, or without those that have goals, nothing is."""
     performance = script("performance")

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from helpers import Result
+import layerlab
+from helpers import TINY, Result
 from layerlab.errors import Interrupted
+from layerlab.execution import Execution
+from layerlab.journal import journals
 from layerlab.signals import StopSignals
 
 ENDLESS = (
@@ -53,6 +56,25 @@ def finish(process: subprocess.Popen[str]) -> Result:
 def until_it_trains(process: subprocess.Popen[str]) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == f"nn: {10**9} steps\n"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_run_that_fails_before_its_record_is_there(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch, *, offline: bool
+) -> None:
+    """Nobody had asked for its journal: it has one, or its run, that says FAILED."""
+
+    def module(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Execution, "_module", module)
+    with pytest.raises(MemoryError):
+        layerlab.run(plugin="nn", **TINY, offline=offline)
+    if offline:
+        layerlab.sync()
+    (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
+    assert (run.info.status, run.data.tags["layerlab.reason"]) == ("FAILED", "MemoryError:")
+    assert journals() == []
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

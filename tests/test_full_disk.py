@@ -17,6 +17,7 @@ from helpers import TINY
 from layerlab import journal
 from layerlab.errors import JournalError
 from layerlab.report import Observer
+from layerlab.tracking import OfflineRecorder, RunInfo
 
 ENDLESS = ["run", "-p", "nn", "--steps", "1000000000", "--n", "4", "--d-in", "3", "--hidden", "3", "--quiet"]
 Mount = Callable[[Path, str], None]
@@ -121,6 +122,25 @@ def test_how_a_run_ended_has_room_on_a_full_disk(folder: Path, mount: Mount) -> 
         assert journal.finished(held.path)
         *_, (_, last) = journal.entries(held.path)
     assert (last["finish"], last["reason"]) == ("FAILED", "\N{GRINNING FACE}" * journal.LONGEST_REASON)
+
+
+def test_a_run_without_a_store_cannot_be_gone_on_with(folder: Path, mount: Mount) -> None:
+    """What it needs to begin does not fit: its journal says FAILED, with the reason, and nobody holds it."""
+    Path(".layerlab").mkdir()
+    mount(folder / ".layerlab", "400k")
+    (run,) = layerlab.run(plugin="nn", **TINY, offline=True).runs
+    path = journal.path_of(run.run_id)
+    info = RunInfo(**{**journal.header(path).info, "dataset": None, "spec_yaml": "#" * 10**6})
+    with OfflineRecorder() as recorder:
+        recorder.open(None)
+        record = recorder.resume_run(recorder.known(run.run_id), info)
+        with pytest.raises(JournalError, match="cannot be written: No space left on device"):
+            record.started()
+    *_, before, (_, last) = journal.entries(path)
+    assert before[1].keys() == {"tags"}
+    assert last["finish"] == "FAILED"
+    assert last["reason"].endswith("cannot be written: No space left on device")
+    journal.Journal(path, alone=True).close()
 
 
 def test_the_disk_of_a_run_without_a_store_is_full(

@@ -263,9 +263,10 @@ def bench_text(report: BenchReport) -> str:
         between = interval_label(report.rounds)
         head = f"{config.label}, {report.rounds} rounds: microseconds a step, median and {between}"
         modes = list(config.rows[0].timings) if config.rows else []
-        against = [f"{mode} / {report.against}" for mode in (config.rows[0].against if config.rows else ())]
-        columns = ["tier", *modes, *against, "steps/s", "GFLOP/s", "floor", "once s", "peak MB"]
-        rows = [_bench_row(row, modes) for row in config.rows]
+        against = list(dict.fromkeys(mode for row in config.rows for mode in row.against))
+        over = [f"{mode} / {report.against}" for mode in against]
+        columns = ["tier", *modes, *over, "steps/s", "GFLOP/s", "floor", "once s", "peak MB"]
+        rows = [_bench_row(row, modes, against) for row in config.rows]
         parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
         parts += _peers_text(config)
@@ -277,7 +278,9 @@ def bench_text(report: BenchReport) -> str:
     if any(config.rows for config in report.configs):
         legend = ["floor: the five matrix products alone, as a share of a bare step;"]
         legend += ["(x): of a bare loop that took turns with the training;"]
-        legend += [f"/ {report.against}: of its bare loop, which took turns too;"] if report.against else []
+        if report.against:
+            said = "of its bare loop, which took turns too (NumPy's threads and torch's take none)"
+            legend += [f"/ {report.against}: {said};"]
         legend += [
             "once: what the first two steps took beyond two later ones; peak: memory that the bare loop took"
         ]
@@ -287,7 +290,7 @@ def bench_text(report: BenchReport) -> str:
     return "\n\n".join([*parts, "\n".join(_kept(report))])
 
 
-def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
+def _bench_row(row: Row, modes: Sequence[str], against: Sequence[str]) -> list[str]:
     bare = row.timings["bare"].median
     cells = []
     for mode in modes:
@@ -298,9 +301,11 @@ def _bench_row(row: Row, modes: Sequence[str]) -> list[str]:
             over = row.tax(mode)
             tax = f" (x {over.median:.2f} [{over.low:.2f}, {over.high:.2f}])"
         cells.append(f"{median} [{low}, {high}]{tax}")
-    for mode in row.against:
-        over = row.tax_against(mode)
-        other = 1e6 * row.against[mode].median
+    for mode in against:
+        if mode not in row.against:
+            cells.append("-")
+            continue
+        over, other = row.tax_against(mode), 1e6 * row.against[mode].median
         cells.append(f"{over.median:.2f} [{over.low:.2f}, {over.high:.2f}] of {other:.4g}")
     return [
         row.tier,

@@ -43,9 +43,10 @@ def keep_room(file: int, kept: int, end: int) -> int:
     if end <= kept or _fallocate is None:
         return kept
     more = -(-(end - kept) // _PAGE) * _PAGE
-    if not _fallocate(file, _KEEP_SIZE, kept, more):
-        return kept + more
-    failed = ctypes.get_errno()
-    if failed in {errno.ENOSPC, errno.EDQUOT}:
-        raise OSError(failed, os.strerror(failed))
-    return kept  # a signal came, or the file system cannot
+    while _fallocate(file, _KEEP_SIZE, kept, more):
+        failed = ctypes.get_errno()
+        if failed in {errno.ENOSPC, errno.EDQUOT}:
+            raise OSError(failed, os.strerror(failed))
+        if failed != errno.EINTR:  # of a signal Python has taken note; and else the file system cannot
+            return kept
+    return kept + more

@@ -172,7 +172,8 @@ class Journal:
             if written < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._cut(size)
+            with suppress(OSError):
+                self._cut(size)
             raise JournalError(
                 f"{self.shown}: the record of the run cannot be written: {error.strerror}",
                 hint="what was recorded until then is kept: layerlab sync, once that is mended",
@@ -197,10 +198,11 @@ class Journal:
 
     def _cut(self, size: int) -> None:
         """Takes off what is beyond some byte; where nothing is, it would only give back the room there."""
-        with suppress(OSError):
-            if self.size() > size:
-                os.ftruncate(self._file, size)
-                self._room = keep_room(self._file, kept_room(self._file), size + ROOM_TO_END)
+        if self.size() > size:
+            os.ftruncate(self._file, size)
+            self._room = kept_room(self._file)
+            with suppress(OSError):
+                self._room = keep_room(self._file, self._room, size + ROOM_TO_END)
 
     def mend(self) -> None:
         """Takes off what a process that was killed left of its last entry."""

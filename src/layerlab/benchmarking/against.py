@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from layerlab import registry
-from layerlab.errors import SpecError, TierError
+from layerlab.errors import LayerlabError, SpecError, TierError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,38 +38,63 @@ class Against(NamedTuple):
         row = registry.find(selector)
         return cls(row, registry.load(row), f"{row.selector} beside it")
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Whatever it raises within this context is not taken for the other's."""
-        try:
-            yield
-        except Exception as error:
-            raise TierError(f"{self.name}: {error}") from error
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Whatever is raised within this context has the name of somebody who is not measured.
+
+    Raises:
+        TierError: As said.
+    """
+    try:
+        yield
+    except LayerlabError as error:
+        raise TierError(f"{name}: {error}") from error
+    except Exception as error:
+        raise TierError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str]) -> str:
+def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], accelerator: str) -> str:
     """The selector of the tier that others are held against.
 
     Args:
         selector: What was asked for.
         rows: The others.
         modes: What is measured of them.
+        accelerator: Where they run.
 
     Raises:
-        InputError: There is none of that name, or no ratio would be one of tiers.
+        InputError: There is none of that name, or nobody could be held against it.
     """
     row = registry.find(selector)
     if set(modes) == {"bare"}:
         raise SpecError(
             "against: it is trainings that take turns, and none is measured", hint="--mode tracked"
         )
-    if len({_has_threads_of_its_own(one) for one in (row, *rows)}) > 1:
+    if not any(other_of(one, row.selector, accelerator) for one in rows):
         raise SpecError(
-            "against: NumPy's threads look out for work in the turns of torch's, on their processors",
-            hint="compare the bare loops instead: layerlab bench numpy tensors",
+            f"against: the threads of numpy and those of {_names([row, *rows])} would look out for work in "
+            "each other's turns",
+            hint="compare their bare loops, which have no turns: layerlab bench numpy tensors",
         )
     return row.selector
 
 
-def _has_threads_of_its_own(row: TierRow) -> bool:
+def other_of(row: TierRow, against: str | None, accelerator: str) -> str | None:
+    """The tier that another is held against; None: there is none, or it could not be told fairly.
+
+    The threads of NumPy's library look out for more work for a tenth of a second, on the processors on which
+    those of torch are to compute in the next turn.
+    """
+    if against is None:
+        return None
+    numpys = (_is_numpy(row), _is_numpy(registry.find(against)))
+    return against if accelerator == "gpu" or len(set(numpys)) == 1 else None
+
+
+def _is_numpy(row: TierRow) -> bool:
     return row.builtin and row.name == "numpy"
+
+
+def _names(rows: Sequence[TierRow]) -> str:
+    return ", ".join(dict.fromkeys(row.selector for row in rows if not _is_numpy(row)))

@@ -78,7 +78,7 @@ def bench(
     rows = registry.select(list(tiers))
     measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     if against is not None:
-        against = others.chosen(against, rows, measured)
+        against = others.chosen(against, rows, measured, accelerator)
     asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, against)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     report = BenchReport({}, now, rounds, configs, against or "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerlab.errors import TierError
+from layerlab.benchmarking.against import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,16 +66,15 @@ class BareLoop:
         Raises:
             TierError: The tier raised: it is within a block that this is told, and no step of that block.
         """
-        try:
+        with named(self.name):
             self.run(steps)
             if last:
                 self.finish()
-        except Exception as error:
-            raise TierError(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def begin(self) -> None:
         """What comes just before the clock starts: other rows into the same memory."""
-        self.tier.params()  # as at the end, where the memory for it should not be new
+        with named(self.name):
+            self.tier.params()  # as at the end, where the memory for it should not be new
         overwrite(self.batch, self.problem)
 
     def finish(self) -> None:

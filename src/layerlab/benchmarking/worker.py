@@ -6,13 +6,14 @@ import os
 import statistics
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from layerlab import registry
-from layerlab.benchmarking.against import Against
+from layerlab.benchmarking.against import Against, named
 from layerlab.benchmarking.audit import KNOWN, audit_steps
 from layerlab.benchmarking.floor import products
 from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules, machine, settings, settle
@@ -26,7 +27,7 @@ from layerlab.errors import AcceleratorError, TierError
 from layerlab.tracking import Recorder, RunInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from layerlab.registry import TierRow
     from layerlab.tier import Params, Precision, Tier
@@ -79,7 +80,10 @@ class Worker:
         self._settings = settings()  # before anything of the tier's is imported
         self.row = registry.find(name)
         self.tier_class = registry.load(self.row)
-        self._against = None if against is None else Against.of(against)
+        self._against: Against | None = None
+        if against is not None:
+            with self._watched(f"{against} beside it"):
+                self._against = Against.of(against)
         self.precision, self.accelerator = precision, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -104,7 +108,7 @@ class Worker:
         """
         proof = self._prove(self.row, self.tier_class)
         if proof["ok"] and (other := self._against) is not None:
-            with other.named():
+            with self._watched(other.name):
                 others = self._prove(other.row, other.tier_class)
             if not others["ok"]:
                 return {"ok": False, "said": f"{other.name}: {others['said']}"}
@@ -262,7 +266,7 @@ class Worker:
         few = max(1, steps // _SHORTER)
         beside = [self._loop(self._draw(few + steps, seed_of(seed)))]
         if (other := self._against) is not None:
-            with other.named():  # its problem is a third one, with the recipe that it has
+            with self._watched(other.name):  # its problem is a third one, with the recipe that it has
                 drawn = self._draw(few + steps, seed_of(seed, 0), other.tier_class)
                 beside.append(BareLoop(self._tier(drawn, other.tier_class), drawn, self.device, other.name))
         problem = self._draw(few + steps, seed)
@@ -307,12 +311,27 @@ class Worker:
 
         def audit() -> str | None:
             mine = self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
+            if fault and self._against:
+                return f"{fault}; or {self._against.name} does"
             if fault or mine:
                 return fault or mine
-            faults = ((loop.name, self._audit_loop(loop, counts)) for loop in beside)
-            return next((f"{name}: {said}" for name, said in faults if said), None)
+            for loop in beside:
+                with named(loop.name):
+                    said = self._audit_loop(loop, counts)
+                if said:
+                    return f"{loop.name}: {said}"
+            return None
 
         return turns, audit
+
+    @contextmanager
+    def _watched(self, name: str) -> Iterator[None]:
+        """Within this context the other tier is at work: what goes wrong has its name."""
+        before = changed(self._settings)
+        with named(name):
+            yield
+            if before is None and (said := changed(self._settings)):
+                raise TierError(said)
 
     def _draw(self, steps: int, seed: int, other: type[Tier] | None = None) -> TimedProblem:
         tier_class = other or self.tier_class

@@ -8,7 +8,7 @@ from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from layerlab.errors import JournalError, LayerlabError
+from layerlab.errors import JournalError, TrackingError
 from layerlab.journal import Journal, Progress, Unsent, count_points, series
 from layerlab.steps import Steps
 from layerlab.tracking.talk import LOOK, RecorderGoneError
@@ -157,8 +157,8 @@ class Record:
         """
         path = None
         if self._journal is None and not self._broken:  # it failed before anybody asked for it
-            with suppress(LayerlabError):
-                self.started()
+            with suppress(Exception):  # whatever that is, how the run ended is told
+                self.started(_patience())
         if self._journal is not None:
             path = self._journal.shown
             # A disk that took no more losses has room for this. If not: the recording process is told.
@@ -183,3 +183,14 @@ class Record:
             except JournalError:
                 self._broken = True
                 raise
+
+
+def _patience() -> Callable[[], None]:
+    """Stops somebody who waits for a store, once it is slow."""
+    deadline = time.monotonic() + PATIENCE
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise TrackingError("the store is slow")
+
+    return check
