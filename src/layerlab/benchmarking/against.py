@@ -28,16 +28,6 @@ class Against(NamedTuple):
     tier_class: type[Tier]
     name: str
 
-    @classmethod
-    def of(cls, selector: str) -> Against:
-        """The tier of a selector.
-
-        Raises:
-            PluginError: There is none, or it cannot be loaded.
-        """
-        row = registry.find(selector)
-        return cls(row, registry.load(row), f"{row.selector} beside it")
-
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
@@ -54,8 +44,8 @@ def named(name: str) -> Iterator[None]:
         raise TierError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], accelerator: str) -> str:
-    """The selector of the tier that others are held against.
+def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], accelerator: str) -> TierRow:
+    """The tier that others are held against.
 
     Args:
         selector: What was asked for.
@@ -71,25 +61,25 @@ def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], acceler
         raise SpecError(
             "against: it is trainings that take turns, and none is measured", hint="--mode tracked"
         )
-    if not any(other_of(one, row.selector, accelerator) for one in rows):
+    if not any(other_of(one, row, accelerator) for one in rows):
         raise SpecError(
             f"against: the threads of numpy and those of {_names([row, *rows])} would look out for work in "
             "each other's turns",
             hint="compare their bare loops, which have no turns: layerlab bench numpy tensors",
         )
-    return row.selector
+    return row
 
 
-def other_of(row: TierRow, against: str | None, accelerator: str) -> str | None:
-    """The tier that another is held against; None: there is none, or it could not be told fairly.
+def other_of(row: TierRow, against: TierRow | None, accelerator: str) -> str | None:
+    """The selector of the tier that another is held against; None: there is none, or no fair one.
 
     The threads of NumPy's library look out for more work for a tenth of a second, on the processors on which
     those of torch are to compute in the next turn.
     """
     if against is None:
         return None
-    numpys = (_is_numpy(row), _is_numpy(registry.find(against)))
-    return against if accelerator == "gpu" or len(set(numpys)) == 1 else None
+    fair = accelerator == "gpu" or _is_numpy(row) == _is_numpy(against)
+    return against.selector if fair else None
 
 
 def _is_numpy(row: TierRow) -> bool:

@@ -77,11 +77,10 @@ def bench(
     _check(modes, rounds, seconds, precision, accelerator, seed)
     rows = registry.select(list(tiers))
     measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
-    if against is not None:
-        against = others.chosen(against, rows, measured, accelerator)
-    asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, against)
+    other = None if against is None else others.chosen(against, rows, measured, accelerator)
+    asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, other)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    report = BenchReport({}, now, rounds, configs, against or "")
+    report = BenchReport({}, now, rounds, configs, "" if other is None else other.selector)
     with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened(stop.check)
@@ -128,7 +127,7 @@ def _record(
             **sizes,
             **{"tiers": names, "rounds": str(asked.rounds), "seconds": str(asked.seconds)},
             **{"precision": asked.precision, "accelerator": asked.accelerator, "peers": str(peers)},
-            **({} if asked.against is None else {"against": asked.against}),
+            **({} if asked.against is None else {"against": asked.against.selector}),
         },
         tags={"layerlab.tiers": names},
     )

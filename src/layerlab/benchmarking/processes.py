@@ -111,9 +111,8 @@ class WorkerProcess:
             try:
                 self._check()
             except BaseException:
-                kill_group(
-                    self._process
-                )  # it is in the midst of something, and nobody waits for that any more
+                # It is in the midst of something, and nobody waits for that any more.
+                kill_group(self._process)
                 raise
             if time.monotonic() > late:
                 kill_group(self._process)

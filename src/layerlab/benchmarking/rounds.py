@@ -57,7 +57,7 @@ class Asked:
     precision: Precision
     accelerator: str
     seed: int
-    against: str | None = None
+    against: TierRow | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Rounds:
         self._workers = {
             row.selector: stack.enter_context(WorkerProcess(WORKER, check=stop.check)) for row in asked.rows
         }
-        self._rows = {row.selector: row for row in asked.rows}
+        self._against = {row.selector: other_of(row, asked.against, asked.accelerator) for row in asked.rows}
         self._stores = {
             row.selector: f"sqlite:///{self._folder}/{number}.db" for number, row in enumerate(asked.rows)
         }
@@ -132,9 +132,8 @@ class Rounds:
         self._stop.check()
         self._observer.stage(f"proving {name}")
         worker, asked = self._workers[name], self._asked
-        about: dict[str, Any] = {"precision": asked.precision, "accelerator": asked.accelerator}
-        row = self._rows[name]
-        about |= {"store": self._stores[name], "against": other_of(row, asked.against, asked.accelerator)}
+        about = {"store": self._stores[name], "against": self._against[name]}
+        about |= {"precision": asked.precision, "accelerator": asked.accelerator}
         try:
             self.machine = worker.ask("begin", name=name, **about)
             proof = worker.ask("prove")
@@ -275,8 +274,8 @@ class Rounds:
                 config.refused[name] = str(reason)
                 continue
             for mode, measured in answer["modes"].items():
-                if measured["audit"]:
-                    config.refused.setdefault(name, f"fails its audit ({mode}): {measured['audit']}")
+                if measured["fault"]:
+                    config.refused.setdefault(name, f"fails its audit ({mode}): {measured['fault']}")
                 times[name][mode].append(measured["step"])
                 taken.beside[name][mode].append(measured["beside"])
                 if measured["against"] is not None:

@@ -173,6 +173,11 @@ class Turns:
         self._order.reverse()
         self._began = began
 
+    def beside(self, steps: int) -> tuple[float, float | None]:
+        """The seconds of one of so many steps in the tier's own loop, and in another tier's, if any."""
+        own, *other = (seconds / steps for seconds in self.beside_seconds)
+        return own, other[0] if other else None
+
     def log_metrics(self, step: int, metrics: Any) -> None:
         """There is no validation."""
 

@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
     Attributes:
         step: Seconds of a step.
-        audit: Says what is wrong with it, or None.
+        fault: Says what is wrong with it, or None.
         beside: Seconds of a step of what it is compared with: of a training the bare loop that it took turns
             with, of the bare loop the products before it and after it.
         against: Seconds of a step of the other tier whose bare loop a training took turns with too.
@@ -57,7 +57,7 @@ class Measured(NamedTuple):
     """
 
     step: float
-    audit: Audit
+    fault: Audit
     beside: float
     against: float | None = None
     sending: float | None = None
@@ -82,8 +82,9 @@ class Worker:
         self.tier_class = registry.load(self.row)
         self._against: Against | None = None
         if against is not None:
-            with self._watched(f"{against} beside it"):
-                self._against = Against.of(against)
+            with self._watched(name_beside := f"{against} beside it"):
+                row = registry.find(against)
+                self._against = Against(row, registry.load(row), name_beside)
         self.precision, self.accelerator = precision, accelerator
         self.device = torch.device("cuda" if accelerator == "gpu" else "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -161,7 +162,7 @@ class Worker:
         }
         measured = [(mode, ways[mode](steps, seed)) for mode, steps, seed in asked]
         peak_mb = self._peak / 1e6  # of the bare loop, before its audit
-        answers = {mode: {**it._asdict(), "audit": it.audit()} for mode, it in measured}
+        answers = {mode: {**it._asdict(), "fault": it.fault()} for mode, it in measured}
         return {"peak_mb": peak_mb, "modes": answers}
 
     def _bare(self, steps: int, seed: int) -> Measured:
@@ -213,7 +214,7 @@ class Worker:
     def _lightning(self, steps: int, seed: int) -> Measured:
         """The same steps under a Lightning Trainer, nothing recorded."""
         turns, audit = self._training(steps, seed, None)
-        return Measured(turns.seconds / steps, audit, *_beside(turns, steps))
+        return Measured(turns.seconds / steps, audit, *turns.beside(steps))
 
     def _tracked(self, steps: int, seed: int) -> Measured:
         """The same under Lightning, every loss in MLflow, until the last one is there.
@@ -247,7 +248,7 @@ class Worker:
         return Measured(
             own + share,
             lambda: audit() or lost or audit_record(self._store, record.run_id, turns.losses),
-            *_beside(turns, steps),
+            *turns.beside(steps),
             share,
         )
 
@@ -309,20 +310,25 @@ class Worker:
         batch = module.batches.x, module.batches.y
         fault = changed(self._settings)
 
-        def audit() -> str | None:
-            mine = self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
-            if fault and self._against:
-                return f"{fault}; or {self._against.name} does"
-            if fault or mine:
-                return fault or mine
-            for loop in beside:
-                with named(loop.name):
-                    said = self._audit_loop(loop, counts)
-                if said:
-                    return f"{loop.name}: {said}"
-            return None
+        def mine() -> str | None:
+            return self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
 
-        return turns, audit
+        return turns, partial(self._audit_training, fault, mine, beside, counts)
+
+    def _audit_training(
+        self, fault: str | None, mine: Audit, beside: list[BareLoop], counts: tuple[int, int]
+    ) -> str | None:
+        """What is wrong with a training or with a loop beside it, after what was seen at its end."""
+        if fault:
+            return fault if self._against is None else f"{fault}; or {self._against.name} does"
+        if said := mine():
+            return said
+        for loop in beside:
+            with named(loop.name):
+                said = self._audit_loop(loop, counts)
+            if said:
+                return f"{loop.name}: {said}"
+        return None
 
     @contextmanager
     def _watched(self, name: str) -> Iterator[None]:
@@ -383,12 +389,6 @@ class Worker:
             or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
             or changed(self._settings)
         )
-
-
-def _beside(turns: Turns, steps: int) -> tuple[float, float | None]:
-    """The seconds of a step of the tier's own loop beside, and of the other tier's."""
-    own, *other = (seconds / steps for seconds in turns.beside_seconds)
-    return own, other[0] if other else None
 
 
 def main() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, tell
+from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, given, tell
 from layerlab.errors import SpecError, one_line
 
 if TYPE_CHECKING:
     from layerlab.benchmarking import BenchReport
+
+# Options that are handed on as they are, and those that are lists of sizes.
+_PLAIN = (
+    *("rounds", "seconds", "precision", "accelerator", "seed"),
+    *("against", "peers", "experiment", "tracking_uri"),
+)
+_SIZES = ("batch_size", "d_in", "hidden", "d_out")
 
 
 def bench(
@@ -56,13 +63,9 @@ def bench(
 ) -> None:
     """Measure tiers side by side: no speed without proof (exit 1 if a tier is refused)."""
     values = locals()
-    plain = ("rounds", "seconds", "precision", "accelerator", "seed", "against", "experiment", "tracking_uri")
-    arguments: dict[str, Any] = {name: values[name] for name in plain if values[name] is not None}
-    for name in ("batch_size", "d_in", "hidden", "d_out"):
-        if values[name] is not None:
-            arguments[name] = _sizes(name, values[name])
-    if peers:
-        arguments["peers"] = True
+    arguments = given(values, _PLAIN) | {
+        name: _sizes(name, text) for name, text in given(values, _SIZES).items()
+    }
     if mode:
         arguments["modes"] = mode
     from layerlab import console
