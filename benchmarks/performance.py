@@ -46,7 +46,7 @@ OTHERWISE = (
 SCRIPTS = {
     "whole_command": ["--rounds", "11"],
     "memory": [],
-    "scaling": ["--png", str(IMAGES / "scaling.png")],
+    "scaling": ["--rounds", "21", "--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],
 }
 
