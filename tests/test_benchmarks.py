@@ -18,6 +18,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DOCS = BENCHMARKS.parent / "docs"
 
 
+@pytest.fixture(autouse=True)
+def _benchmarks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark imports what lies beside it, as where it is run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 def script(name: str) -> Any:
     """A benchmark, as a module."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
@@ -39,14 +45,14 @@ def test_the_figures_of_reliability_are_what_was_measured() -> None:
 def test_the_page_of_performance_is_what_was_measured() -> None:
     """``docs/performance.md`` is made of ``performance.json``, and nobody improved it since."""
     found = json.loads((DOCS / "performance.json").read_text())
-    assert (DOCS / "performance.md").read_text() == script("performance").page(found)
+    assert (DOCS / "performance.md").read_text() == script("performance_page").page(found)
     assert (DOCS / "images" / "bench.png").stat().st_size > 10_000
     assert (DOCS / "images" / "scaling.png").stat().st_size > 10_000
 
 
 def test_the_page_tells_when_a_goal_is_missed() -> None:
     """A figure that is worse than its goal is on the page as it is, and marked."""
-    performance = script("performance")
+    performance = script("performance_page")
     found = json.loads((DOCS / "performance.json").read_text())
     found["memory"]["grown_mb"] = 1234.5
     (row,) = [line for line in performance.page(found).splitlines() if "1234.5" in line]
@@ -55,7 +61,7 @@ def test_the_page_tells_when_a_goal_is_missed() -> None:
 
 def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
     """In turns where that was measured; where NumPy's is the fastest, which takes none, by the rounds."""
-    performance = script("performance")
+    performance = script("performance_page")
     found = json.loads((DOCS / "performance.json").read_text())
     rows = {row["tier"]: row for row in found["bench"]["configs"][0]["rows"]}
 
@@ -75,7 +81,7 @@ def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
 
 def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     """Figures, goals, who has no row and why; of a CPU, or without those that have goals, nothing is."""
-    performance = script("performance")
+    performance, told = script("performance"), script("performance_page")
     found = json.loads((DOCS / "performance.json").read_text())
     bench = json.loads(json.dumps(found["bench"]))
     bench["machine"]["device"] = "NVIDIA T1"
@@ -87,7 +93,7 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     file = tmp_path / "cuda.json"
     file.write_text(json.dumps(bench))
     performance.take_over(found, str(file), "0123abc")
-    page = performance.page(found)
+    page = told.page(found)
     rows = [line for line in page.splitlines() if line.startswith("| on CUDA")]
     assert [line.split(" | ")[-2] for line in rows] == ["0.8", "0.15", "0.15"]
     assert all("missed" in line for line in rows)  # these are a CPU's
@@ -101,12 +107,12 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
             timing.update(asdict(Timing.of(timing["rounds"][:1])))
     file.write_text(json.dumps(bench))
     performance.take_over(found, str(file), "0123abc")
-    _, on_cuda = performance.page(found).split("## On CUDA")
+    _, on_cuda = told.page(found).split("## On CUDA")
     assert "The same on NVIDIA T1: one round (stopped by SIGTERM after 1 of 9 rounds)." in on_cuda
     (row,) = [line for line in on_cuda.splitlines() if line.startswith("| `fused`")]
     assert "[" not in row
-    assert performance.OTHERWISE in on_cuda
-    assert performance.OTHERWISE not in page
+    assert told.OTHERWISE in on_cuda
+    assert told.OTHERWISE not in page
     before = json.dumps(found)
     file.write_text(json.dumps({**bench, "machine": {**bench["machine"], "device": "cpu"}}))
     with pytest.raises(SystemExit, match="measured on a CPU"):
@@ -126,7 +132,7 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
 
 def test_few_rounds_reach_nothing() -> None:
     """Of fewer than six the range is no interval."""
-    verdict = script("performance").verdict
+    verdict = script("performance_page").verdict
     for rounds, found in (([1], "within"), ([1, 1.1], "within"), ([1, 3], "undecided"), ([3], "missed")):
         assert verdict(Timing.of(rounds), 2.0) == f"{found}; interval not measured"
     assert verdict(Timing.of([1.0] * 6), 2.0) == "reached"
