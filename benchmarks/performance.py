@@ -6,7 +6,7 @@
     python benchmarks/performance.py --write    only the page
 
 Measuring takes more than an hour, in which the machine should be left alone. What is measured on CUDA is the
-output of `performance_page.CUDA_BENCH`, on a machine that need have nothing else of this.
+outputs of `performance_page.CUDA_BENCH` and `CUDA_AGAINST`, on a machine that need have nothing else of this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from performance_page import BUILTINS, fastest_bare, page, timings_of
+from performance_page import BUILTINS, CUDA_BENCH, fastest_bare, page, timings_of
 
 import layerlab_fused
 
@@ -93,15 +93,20 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
         raise SystemExit(f"{file}: of an older layerlab")
     if about["device"] == "cpu":
         raise SystemExit(f"{file}: measured on a CPU")
-    missing = {"fused", *BUILTINS[1:]} - {row["tier"] for row in rows}
+    part, wanted, turns = "cuda", {"fused", *BUILTINS[1:]}, "beside"
+    if figures.get("against"):
+        part, wanted, turns = "cuda_against", {"custom-module", "fused"}, "against"
+    missing = wanted - {row["tier"] for row in rows}
     if missing:
         raise SystemExit(f"{file}: no row for {', '.join(sorted(missing))}")
-    if not all("tracked" in row.get("beside", {}) for row in rows):
+    if not all({"lightning", "tracked"} <= row.get(turns, {}).keys() for row in rows):
         raise SystemExit(f"{file}: of a bench whose trainings took no turns")
-    found["cuda"] = figures
+    if part == "cuda_against" and "cuda" not in found:
+        raise SystemExit(f"{file}: nothing says yet which loop is the fastest: {CUDA_BENCH}")
+    found[part] = figures
     machine = f"{about['platform']}, Python {about['python']}"
     made = {"date": figures["date"], "machine": machine, "commit": commit}
-    found.setdefault("made", {})["cuda"] = made
+    found.setdefault("made", {})[part] = made
 
 
 def commit_of_tree() -> str:

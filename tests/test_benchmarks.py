@@ -130,6 +130,55 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     assert json.dumps(found) == before
 
 
+def test_turns_on_cuda_are_taken_over(tmp_path: Path) -> None:
+    """They are claimed where their loop is the fastest there, and else the rounds of the bench of all."""
+    performance, told = script("performance"), script("performance_page")
+    found = json.loads((DOCS / "performance.json").read_text())
+    bare = {row["tier"]: row["timings"]["bare"] for row in found["cuda"]["configs"][0]["rows"]}
+    loop = told.fastest_bare(told.timings_of(found["cuda"]))
+    held = json.loads(json.dumps(found["cuda"]))
+    held.update(against=loop, rounds=6, stopped="")
+    config = held["configs"][0]
+    config["rows"] = [row for row in config["rows"] if row["tier"] in {"custom-module", "fused"}]
+    for row in config["rows"]:
+        row["sending"] = 8e-6
+        for mode, seconds in (("lightning", 3.0), ("tracked", 4.0)):
+            row["timings"][mode] = asdict(Timing.of([seconds] * 6))
+            row["beside"][mode] = asdict(Timing.of([5.0] * 6))
+            row.setdefault("against", {})[mode] = asdict(Timing.of([40.0] * 5 + [50.0]))
+    file = tmp_path / "held.json"
+
+    def claimed() -> list[float]:
+        return [claim[2].median for claim in told.claims(found) if claim[0].startswith("on CUDA")]
+
+    before = claimed()
+    file.write_text(json.dumps(held))
+    performance.take_over(found, str(file), "0123abc")
+    assert claimed() == pytest.approx([4 / 5, 3 / 40, 4 / 40])
+    _, on_cuda = told.page(found).split("## On CUDA")
+    assert "| `fused` | tracked | 4000000 [4000000, 4000000] | 0.800 [0.800, 0.800] | 0.100 [" in on_cuda
+    assert f"--against {loop} --accelerator gpu" in on_cuda
+    assert "| cuda_against |" in on_cuda
+    bare["nn"]["median"] = 1e-9
+    fused = told.timings_of(found["cuda"])["fused"]
+    by_rounds = [
+        told.over(fused[mode]["rounds"], bare["nn"]["rounds"]).median for mode in ("lightning", "tracked")
+    ]
+    assert claimed() == pytest.approx([before[0], *by_rounds])
+    assert f"--against {loop}" not in told.page(found)
+    with pytest.raises(SystemExit, match="nothing says yet which loop is the fastest: layerlab bench all"):
+        performance.take_over({}, str(file), "0123abc")
+    for row in config["rows"]:
+        row["against"] = {}
+    file.write_text(json.dumps(held))
+    with pytest.raises(SystemExit, match="took no turns"):
+        performance.take_over(found, str(file), "0123abc")
+    del config["rows"][0]
+    file.write_text(json.dumps(held))
+    with pytest.raises(SystemExit, match="no row for custom-module"):
+        performance.take_over(found, str(file), "0123abc")
+
+
 def test_few_rounds_reach_nothing() -> None:
     """Of fewer than six the range is no interval."""
     verdict = script("performance_page").verdict
