@@ -97,14 +97,16 @@ def _say_stage(watch: Any, tier: str, check: str) -> None:
     watch.stage(f"{tier}: {check}")
 
 
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", "-p", help="Tier to compare; give two or more. The first one leads."),
+]
+Runs = Annotated[tuple[str, str] | None, typer.Option(help="Two finished MLflow runs instead, by their ids.")]
+
+
 def compare(
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option("--plugin", "-p", help="Tier to compare; give two or more. The first one leads."),
-    ] = None,
-    runs: Annotated[
-        tuple[str, str] | None, typer.Option(help="Two finished MLflow runs instead, by their ids.")
-    ] = None,
+    plugin: Plugins = None,
+    runs: Runs = None,
     steps: common.Steps = None,
     epochs: common.Epochs = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate. [default: the first tier's]")] = None,

@@ -17,14 +17,27 @@ if TYPE_CHECKING:
 
     from layerlab.report import Report
 
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", "-p", help="Tier to train; may be repeated; 'all' is the seven built-in ones."),
+]
+Config = Annotated[Path | None, typer.Option(help="YAML file of an experiment; flags override it.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE over the file, such as train.lr=0.01.")
+]
+CheckpointEvery = Annotated[
+    int | None, typer.Option(help="Steps between two checkpoints, in ./checkpoints. [default: one a minute]")
+]
+Offline = Annotated[
+    common.Flag, typer.Option("--offline", help="Record without the store; 'layerlab sync' sends it later.")
+]
+PrintConfig = Annotated[
+    common.Flag, typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing.")
+]
+
 
 def run(
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--plugin", "-p", help="Tier to train; may be repeated; 'all' is the seven built-in ones."
-        ),
-    ] = None,
+    plugin: Plugins = None,
     steps: common.Steps = None,
     epochs: common.Epochs = None,
     lr: common.LearningRate = None,
@@ -46,25 +59,12 @@ def run(
     export: Annotated[
         bool | None, typer.Option("--export/--no-export", help="Write a checked ONNX file.")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of an experiment; flags override it.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE over the file, such as train.lr=0.01.")
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(help="Steps between two checkpoints, in ./checkpoints. [default: one a minute]"),
-    ] = None,
+    config: Config = None,
+    settings: Settings = None,
+    checkpoint_every: CheckpointEvery = None,
     tracking_uri: common.TrackingUri = None,
-    offline: Annotated[
-        common.Flag,
-        typer.Option("--offline", help="Record without the store; 'layerlab sync' sends it later."),
-    ] = None,
-    print_config: Annotated[
-        common.Flag,
-        typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing."),
-    ] = None,
+    offline: Offline = None,
+    print_config: PrintConfig = None,
     quiet: common.Quiet = None,
     as_json: common.Json = None,
 ) -> None:

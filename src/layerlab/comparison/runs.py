@@ -48,10 +48,7 @@ def compare_runs(
     observer.stage("opening the tracking store")
     _refuse_missing(resolve_uri(tracking_uri))
     store = Store(tracking_uri)
-    runs = [_find(store, run_id) for run_id in (first, second)]
-    for run in runs:
-        if run.info.status == "RUNNING":
-            raise SpecError(f"run {run.info.run_id} is still running", hint="wait until it has ended")
+    runs = [_ended(store, run_id) for run_id in (first, second)]
     observer.stage("reading the losses")
     curves = [_losses(store, run.info.run_id) for run in runs]
     report = RunsReport([_about(run, len(curve)) for run, curve in zip(runs, curves, strict=True)])
@@ -65,11 +62,8 @@ def compare_runs(
         if not any(curves):
             return
         path = picture_path("comparisons", f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
-        drawn = {
-            name: (list(curve), list(curve.values()))
-            for name, curve in zip(names, curves, strict=True)
-            if curve
-        }
+        named = zip(names, curves, strict=True)
+        drawn = {name: (list(curve), list(curve.values())) for name, curve in named if curve}
         draw(path, drawn, title=" and ".join(names))
         report.picture = str(path)
 
@@ -103,7 +97,7 @@ def _refuse_missing(uri: str) -> None:
         )
 
 
-def _find(store: Store, run_id: str) -> Run:
+def _ended(store: Store, run_id: str) -> Run:
     try:
         run = store.client.get_run(run_id)
     except MlflowException:
@@ -113,6 +107,8 @@ def _find(store: Store, run_id: str) -> Run:
         ) from None
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(f"run {run_id} is deleted", hint=f"mlflow runs restore --run-id {run_id}")
+    if run.info.status == "RUNNING":
+        raise SpecError(f"run {run_id} is still running", hint="wait until it has ended")
     return run
 
 
