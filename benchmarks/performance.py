@@ -2,11 +2,12 @@
 
     python benchmarks/performance.py            docs/performance.json, the pictures, and the page from them
     python benchmarks/performance.py memory     only that part anew
-    python benchmarks/performance.py --cuda cuda.json 0123abc    what a bench on CUDA left, of this commit
+    python benchmarks/performance.py --cuda FILE COMMIT    what a bench on CUDA left, of this commit
     python benchmarks/performance.py --write    only the page
 
-Measuring takes more than an hour, in which the machine should be left alone. What is measured on CUDA is the
-outputs of `performance_page.CUDA_BENCH` and `CUDA_AGAINST`, on a machine that need have nothing else of this.
+Measuring takes more than two hours, in which the machine should be left alone. What is measured on CUDA is
+left by `performance_page.CUDA_BENCH`, on a machine that need have nothing else of this. Which bare loop was
+the fastest there is said when it is taken over; `CUDA_AGAINST`, on that machine, measures in turns with it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from performance_page import BUILTINS, CUDA_BENCH, fastest_bare, page, timings_of
+from performance_page import (
+    BUILTINS,
+    CUDA_AGAINST,
+    CUDA_BENCH,
+    CUDA_ROUNDS,
+    CUDA_SECONDS,
+    fastest_bare,
+    page,
+    timings_of,
+)
 
 import layerlab_fused
 
@@ -83,30 +93,54 @@ def bench(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def take_over(found: dict[str, Any], file: str, commit: str) -> None:
-    """Adds the figures of a bench on CUDA, made elsewhere of a commit."""
+    """Adds the figures of a bench on CUDA, made elsewhere of a commit: of all tiers, or of turns with one."""
     try:
         figures = json.loads(Path(file).read_text())
-        about, rows = figures["machine"], figures["configs"][0]["rows"]
+        about, (config,) = figures["machine"], figures["configs"]
+        asked = (figures["rounds"], figures["stopped"], figures["seconds"], figures["precision"])
+        rows, loop = {row["tier"]: row for row in config["rows"]}, figures["against"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise SystemExit(f"{file}: no output of `layerlab bench --json`: {error!r}") from None
-    if "stopped" not in figures:
-        raise SystemExit(f"{file}: of an older layerlab")
+        raise SystemExit(
+            f"{file}: no output of `layerlab bench --json` on one problem, or of an older one: {error!r}"
+        ) from None
     if about["device"] == "cpu":
         raise SystemExit(f"{file}: measured on a CPU")
-    part, wanted, turns = "cuda", {"fused", *BUILTINS[1:]}, "beside"
-    if figures.get("against"):
-        part, wanted, turns = "cuda_against", {"custom-module", "fused"}, "against"
-    missing = wanted - {row["tier"] for row in rows}
-    if missing:
-        raise SystemExit(f"{file}: no row for {', '.join(sorted(missing))}")
-    if not all({"lightning", "tracked"} <= row.get(turns, {}).keys() for row in rows):
-        raise SystemExit(f"{file}: of a bench whose trainings took no turns")
-    if part == "cuda_against" and "cuda" not in found:
-        raise SystemExit(f"{file}: nothing says yet which loop is the fastest: {CUDA_BENCH}")
+    ours = found["bench"]["configs"][0]
+    if any(config[size] != ours[size] for size in ("batch_size", "d_in", "hidden", "d_out")):
+        raise SystemExit(f"{file}: of another problem than the page's")
+    rounds, stopped, seconds, precision = asked
+    whole = rounds == CUDA_ROUNDS or stopped.endswith(f" of {CUDA_ROUNDS} rounds")
+    if not whole or (seconds, precision) != (CUDA_SECONDS, "32-true"):
+        raise SystemExit(f"{file}: asked for otherwise than by `{CUDA_BENCH}`")
+    wanted = {"custom-module", "fused"} if loop else {"fused", *BUILTINS[1:]}
+    missing = wanted - rows.keys()
+    if missing or (loop and rows.keys() - wanted):
+        raise SystemExit(f"{file}: should have rows of {', '.join(sorted(wanted))}")
+    turns = "against" if loop else "beside"
+    if not all({"lightning", "tracked"} <= row[turns].keys() for row in rows.values()):
+        raise SystemExit(f"{file}: not every training took turns")
+    if loop:
+        _refuse_other_bench(found, file, about, loop)
+    part = "cuda_against" if loop else "cuda"
+    if part == "cuda":  # of which the other part is, and no longer
+        found.pop("cuda_against", None)
+        found.get("made", {}).pop("cuda_against", None)
     found[part] = figures
     machine = f"{about['platform']}, Python {about['python']}"
     made = {"date": figures["date"], "machine": machine, "commit": commit}
     found.setdefault("made", {})[part] = made
+
+
+def _refuse_other_bench(found: dict[str, Any], file: str, about: dict[str, Any], loop: str) -> None:
+    """Turns are with the loop that is the fastest in the bench of all tiers, of the same machine."""
+    if "cuda" not in found:
+        raise SystemExit(f"{file}: nothing says yet which loop is the fastest: {CUDA_BENCH}")
+    machine = found["cuda"]["machine"]
+    if other := [key for key in machine if key != "platform" and machine[key] != about.get(key)]:
+        raise SystemExit(f"{file}: of another {' and '.join(other)} than the bench of all tiers")
+    fastest = fastest_bare(timings_of(found["cuda"]))
+    if loop != fastest:
+        raise SystemExit(f"{file}: `{fastest}` is the fastest: {CUDA_AGAINST.format(against=fastest)}")
 
 
 def commit_of_tree() -> str:
@@ -145,6 +179,8 @@ def main() -> None:
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.cuda:
         take_over(found, *arguments.cuda)
+        loop = fastest_bare(timings_of(found["cuda"]))
+        sys.stderr.write(f"`{loop}` is the fastest: {CUDA_AGAINST.format(against=loop)}\n")
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     for part in [] if only_page else arguments.parts or parts:
         sys.stderr.write(f"measuring: {part}\n")

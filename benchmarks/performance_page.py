@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
-CUDA_BENCH = "layerlab bench all fused --accelerator gpu --rounds 9 --seconds 0.05 --json > cuda.json"
-# Of the fastest bare loop in that bench; two tiers take a quarter of the time that eight do.
-CUDA_AGAINST = (
-    "layerlab bench custom-module fused --against {against} --accelerator gpu --rounds 9 --seconds 0.05"
-    " --json > cuda.json"
-)
+CUDA_ROUNDS, CUDA_SECONDS = 9, 0.05
+_ON_CUDA = f"--accelerator gpu --rounds {CUDA_ROUNDS} --seconds {CUDA_SECONDS} --json"
+CUDA_BENCH = f"layerlab bench all fused {_ON_CUDA} > cuda.json"
+# Those that have goals, in turns with the bare loop that is the fastest in that bench.
+CUDA_AGAINST = f"layerlab bench custom-module fused --against {{against}} {_ON_CUDA} > against.json"
+# Where there is no such bench.
+ALONE = "`fused` and the loop that it is held against are of other seconds here."
 # Of a bench that did not tell what of a tracked step is the store's, and measured otherwise than later ones.
 OTHERWISE = (
     "What sending the losses takes is in the tracked steps of this bench only where it is slower than the\n"
@@ -62,7 +63,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         ),
     ]
     if "cuda" in found:
-        seen += _on_cuda(found["cuda"], _cuda_against(found))
+        seen += _on_cuda(found["cuda"], found.get("cuda_against"))
     return seen + [
         (
             f"exponent of the cost, {s['grows']} from {size}, `{s['tier']}`",
@@ -95,12 +96,6 @@ def _of_tiers(found: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def _cuda_against(found: dict[str, Any]) -> dict[str, Any] | None:
-    """The bench on CUDA of turns with the loop that is the fastest there; None where there is none."""
-    held: dict[str, Any] | None = found.get("cuda_against")
-    return held if held and held["against"] == fastest_bare(timings_of(found["cuda"])) else None
-
-
 def _on_cuda(figures: dict[str, Any], held: dict[str, Any] | None) -> list[Claim]:
     loop = fastest_bare(timings_of(figures))
     rows = {row["tier"]: row for row in (held or figures)["configs"][0]["rows"]}
@@ -109,7 +104,7 @@ def _on_cuda(figures: dict[str, Any], held: dict[str, Any] | None) -> list[Claim
     loops = rows["fused"]["against"] if held else dict.fromkeys(fused, rows[loop]["timings"]["bare"])
     replayed, tracked = (over(fused[m]["rounds"], loops[m]["rounds"]) for m in ("lightning", "tracked"))
     step = "a tracked step" if "sending" in rows["fused"] else "a tracked step without the sending"
-    against = f"the fastest bare loop of the seven (`{loop}`)"
+    against = f"the fastest bare loop of the seven that run there (`{loop}`)"
     return [
         (f"on CUDA, {step}, `custom-module`", "its bare loop", _tax(rows["custom-module"]), 0.80),
         ("on CUDA, a replayed step, `fused`", against, replayed, 0.15),
@@ -192,7 +187,7 @@ def _cuda(found: dict[str, Any]) -> str:
     """What a bench on CUDA gave."""
     if "cuda" not in found:
         return f"On CUDA nothing of this page was measured; `{CUDA_BENCH}` does.\n\n"
-    bench, held = found["cuda"], _cuda_against(found)
+    bench, held = found["cuda"], found.get("cuda_against")
     refused = bench["configs"][0]["refused"]
     text = (
         (HERE / "performance_cuda.txt")
@@ -207,7 +202,8 @@ def _cuda(found: dict[str, Any]) -> str:
             about=_about(bench["machine"]),
         )
     )
-    return text if held is None else text + _turns_on_cuda(held)
+    told = ALONE if held is None else _turns_on_cuda(held, bench["rounds"])
+    return f"{text}{told}\n\n"
 
 
 def _rounds(bench: dict[str, Any]) -> str:
@@ -217,8 +213,8 @@ def _rounds(bench: dict[str, Any]) -> str:
     return f"{many} ({stopped})" if stopped else many
 
 
-def _turns_on_cuda(held: dict[str, Any]) -> str:
-    """The bench on CUDA of turns with another tier's loop."""
+def _turns_on_cuda(held: dict[str, Any], rounds: int) -> str:
+    """The bench on CUDA of turns with the loop that was the fastest in another, of so many rounds."""
     rows = []
     for row in held["configs"][0]["rows"]:
         for mode in ("lightning", "tracked"):
@@ -226,12 +222,19 @@ def _turns_on_cuda(held: dict[str, Any]) -> str:
             ratios = [over(timing["rounds"], row[of][mode]["rounds"]) for of in ("beside", "against")]
             told = [shown((r.median, r.low, r.high), len(r.rounds), ".3f") for r in ratios]
             rows.append([f"`{row['tier']}`", mode, micros(timing), *told])
-    loop, device = held["against"], held["machine"]["device"]
-    columns = ["tier", "what", "microseconds a step", "its bare loop's", f"those of `{loop}`"]
+    loop = held["against"]
+    columns = ["tier", "what", "microseconds a step", "/ its bare loop", f"/ that of `{loop}`"]
     return (
-        f"Those that have goals, in turns with the bare loop of `{loop}` too, the fastest of the seven, on\n"
-        f"{device}: {_rounds(held)}.\n\n{table(columns, rows)}\n\n"
-        f"Measured with `{CUDA_AGAINST.format(against=loop)}`.\n\n"
+        (HERE / "performance_turns.txt")
+        .read_text()
+        .rstrip()
+        .format(
+            loop=loop,
+            chosen=f"{rounds} round{'s' if rounds > 1 else ''}",
+            rounds=_rounds(held),
+            turns=table(columns, rows),
+            command=CUDA_AGAINST.format(against=loop),
+        )
     )
 
 

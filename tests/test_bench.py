@@ -953,7 +953,7 @@ def test_problems_of_equal_work_are_drawn(tmp_path: Path) -> None:
     row = Row("t", "d 1", {"bare": timing}, {}, 1.0, 0.5, 1.0, timing, 1.0, 1.0, "")
     configs = [Config(n, 5, hidden, 2, [row]) for n, hidden in ((8, 2), (4, 4))]
     assert configs[0].operations == configs[1].operations
-    draw(tmp_path / "lines.png", BenchReport({}, "", 2, configs))
+    draw(tmp_path / "lines.png", BenchReport({}, "", 2, 0.2, "32-true", configs))
     assert (tmp_path / "lines.png").is_file()
 
 

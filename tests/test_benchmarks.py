@@ -79,17 +79,41 @@ def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
     assert claimed() == ("the fastest bare loop of the seven (`numpy`)", by_rounds)
 
 
-def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
-    """Figures, goals, who has no row and why; of a CPU, or without those that have goals, nothing is."""
-    performance, told = script("performance"), script("performance_page")
-    found = json.loads((DOCS / "performance.json").read_text())
+def on_cuda(found: Any) -> Any:
+    """What a bench on CUDA would leave; the figures are a CPU's."""
     bench = json.loads(json.dumps(found["bench"]))
     bench["machine"]["device"] = "NVIDIA T1"
+    bench.update(rounds=9, seconds=0.05, precision="32-true", against="")
     config = bench["configs"][0]
     config["rows"] = [row for row in config["rows"] if row["tier"] != "numpy"]
     for row in config["rows"]:
         row["sending"] = 8e-6
+        row["against"] = {}
+        for timing in (*row["timings"].values(), *row["beside"].values(), row["floor"]):
+            timing.update(asdict(Timing.of(timing["rounds"][:9])))
     config["refused"] = {"numpy": "does not run on gpu"}
+    return bench
+
+
+def in_turns(bench: Any, loop: str) -> Any:
+    """What the bench of turns with a loop would leave, on the same machine."""
+    held = json.loads(json.dumps(bench))
+    held["against"] = loop
+    config = held["configs"][0]
+    config["rows"] = [row for row in config["rows"] if row["tier"] in {"custom-module", "fused"}]
+    for row in config["rows"]:
+        for mode, seconds in (("lightning", 3.0), ("tracked", 4.0)):
+            row["timings"][mode] = asdict(Timing.of([seconds] * 9))
+            row["beside"][mode] = asdict(Timing.of([5.0] * 9))
+            row["against"][mode] = asdict(Timing.of([40.0] * 8 + [50.0]))
+    return held
+
+
+def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
+    """Figures, goals, who has no row and why."""
+    performance, told = script("performance"), script("performance_page")
+    found = json.loads((DOCS / "performance.json").read_text())
+    bench = on_cuda(found)
     file = tmp_path / "cuda.json"
     file.write_text(json.dumps(bench))
     performance.take_over(found, str(file), "0123abc")
@@ -97,86 +121,92 @@ def test_what_a_bench_on_cuda_left_is_taken_over(tmp_path: Path) -> None:
     rows = [line for line in page.splitlines() if line.startswith("| on CUDA")]
     assert [line.split(" | ")[-2] for line in rows] == ["0.8", "0.15", "0.15"]
     assert all("missed" in line for line in rows)  # these are a CPU's
-    assert "The same on NVIDIA T1" in page
+    assert "The same on NVIDIA T1: the median of 9 rounds and a 95 % interval." in page
     assert "No row for `numpy`: does not run on gpu." in page
     assert "| 0123abc |" in page
     bench["rounds"], bench["stopped"] = 1, "stopped by SIGTERM after 1 of 9 rounds"
-    for row in config["rows"]:
+    for row in bench["configs"][0]["rows"]:
         del row["sending"]
         for timing in (*row["timings"].values(), *row["beside"].values(), row["floor"]):
             timing.update(asdict(Timing.of(timing["rounds"][:1])))
     file.write_text(json.dumps(bench))
     performance.take_over(found, str(file), "0123abc")
-    _, on_cuda = told.page(found).split("## On CUDA")
-    assert "The same on NVIDIA T1: one round (stopped by SIGTERM after 1 of 9 rounds)." in on_cuda
-    (row,) = [line for line in on_cuda.splitlines() if line.startswith("| `fused`")]
+    _, section = told.page(found).split("## On CUDA")
+    assert "The same on NVIDIA T1: one round (stopped by SIGTERM after 1 of 9 rounds)." in section
+    (row,) = [line for line in section.splitlines() if line.startswith("| `fused`")]
     assert "[" not in row
-    assert told.OTHERWISE in on_cuda
+    assert told.OTHERWISE in section
     assert told.OTHERWISE not in page
-    before = json.dumps(found)
-    file.write_text(json.dumps({**bench, "machine": {**bench["machine"], "device": "cpu"}}))
-    with pytest.raises(SystemExit, match="measured on a CPU"):
-        performance.take_over(found, str(file), "0123abc")
-    config["rows"] = [row for row in config["rows"] if row["tier"] != "fused"]
-    file.write_text(json.dumps(bench))
-    with pytest.raises(SystemExit, match="no row for fused"):
-        performance.take_over(found, str(file), "0123abc")
-    file.write_text(json.dumps({key: value for key, value in bench.items() if key != "stopped"}))
-    with pytest.raises(SystemExit, match="of an older layerlab"):
-        performance.take_over(found, str(file), "0123abc")
-    file.write_text("{}")
-    with pytest.raises(SystemExit, match="no output of `layerlab bench --json`: KeyError"):
-        performance.take_over(found, str(file), "0123abc")
-    assert json.dumps(found) == before
 
 
-def test_turns_on_cuda_are_taken_over(tmp_path: Path) -> None:
-    """They are claimed where their loop is the fastest there, and else the rounds of the bench of all."""
+def test_turns_on_cuda_are_claimed_until_there_is_another_bench(tmp_path: Path) -> None:
+    """The interval is theirs, of a loop that the bench of all tiers found to be the fastest."""
     performance, told = script("performance"), script("performance_page")
     found = json.loads((DOCS / "performance.json").read_text())
-    bare = {row["tier"]: row["timings"]["bare"] for row in found["cuda"]["configs"][0]["rows"]}
-    loop = told.fastest_bare(told.timings_of(found["cuda"]))
-    held = json.loads(json.dumps(found["cuda"]))
-    held.update(against=loop, rounds=6, stopped="")
-    config = held["configs"][0]
-    config["rows"] = [row for row in config["rows"] if row["tier"] in {"custom-module", "fused"}]
-    for row in config["rows"]:
-        row["sending"] = 8e-6
-        for mode, seconds in (("lightning", 3.0), ("tracked", 4.0)):
-            row["timings"][mode] = asdict(Timing.of([seconds] * 6))
-            row["beside"][mode] = asdict(Timing.of([5.0] * 6))
-            row.setdefault("against", {})[mode] = asdict(Timing.of([40.0] * 5 + [50.0]))
-    file = tmp_path / "held.json"
+    bench = on_cuda(found)
+    loop = told.fastest_bare(told.timings_of(bench))
+    both = tmp_path / "cuda.json", tmp_path / "against.json"
+    for file, figures in zip(both, (bench, in_turns(bench, loop)), strict=True):
+        file.write_text(json.dumps(figures))
+        performance.take_over(found, str(file), "0123abc")
 
     def claimed() -> list[float]:
         return [claim[2].median for claim in told.claims(found) if claim[0].startswith("on CUDA")]
 
-    before = claimed()
-    file.write_text(json.dumps(held))
-    performance.take_over(found, str(file), "0123abc")
     assert claimed() == pytest.approx([4 / 5, 3 / 40, 4 / 40])
-    _, on_cuda = told.page(found).split("## On CUDA")
-    assert "| `fused` | tracked | 4000000 [4000000, 4000000] | 0.800 [0.800, 0.800] | 0.100 [" in on_cuda
-    assert f"--against {loop} --accelerator gpu" in on_cuda
-    assert "| cuda_against |" in on_cuda
-    bare["nn"]["median"] = 1e-9
-    fused = told.timings_of(found["cuda"])["fused"]
-    by_rounds = [
-        told.over(fused[mode]["rounds"], bare["nn"]["rounds"]).median for mode in ("lightning", "tracked")
-    ]
-    assert claimed() == pytest.approx([before[0], *by_rounds])
-    assert f"--against {loop}" not in told.page(found)
-    with pytest.raises(SystemExit, match="nothing says yet which loop is the fastest: layerlab bench all"):
-        performance.take_over({}, str(file), "0123abc")
-    for row in config["rows"]:
-        row["against"] = {}
-    file.write_text(json.dumps(held))
-    with pytest.raises(SystemExit, match="took no turns"):
-        performance.take_over(found, str(file), "0123abc")
-    del config["rows"][0]
-    file.write_text(json.dumps(held))
-    with pytest.raises(SystemExit, match="no row for custom-module"):
-        performance.take_over(found, str(file), "0123abc")
+    page = told.page(found)
+    assert "| `fused` | tracked | 4000000 [4000000, 4000000] | 0.800 [0.800, 0.800] | 0.100 [" in page
+    assert f"--against {loop} --accelerator gpu" in page
+    assert "| cuda_against |" in page
+    assert told.ALONE not in page
+    performance.take_over(found, str(both[0]), "0123abc")
+    timings = told.timings_of(bench)
+    loops = timings[loop]["bare"]["rounds"]
+    by_rounds = [told.over(timings["fused"][m]["rounds"], loops).median for m in ("lightning", "tracked")]
+    assert claimed()[1:] == pytest.approx(by_rounds)
+    assert "cuda_against" not in told.page(found)
+    assert told.ALONE in told.page(found)
+
+
+def test_what_is_no_such_bench_is_not_taken_over(tmp_path: Path) -> None:
+    """Of a CPU, of other sizes or options, of other tiers, of another machine or loop: nothing changes."""
+    performance, told = script("performance"), script("performance_page")
+    found = json.loads((DOCS / "performance.json").read_text())
+    bench = found["cuda"] = on_cuda(found)
+    loop = told.fastest_bare(told.timings_of(bench))
+    held = in_turns(bench, loop)
+    before = json.dumps(found)
+    file = tmp_path / "cuda.json"
+
+    def refused(of: Any, **changes: Any) -> str:
+        file.write_text(json.dumps({**of, **changes}))
+        with pytest.raises(SystemExit) as error:
+            performance.take_over(found, str(file), "0123abc")
+        return str(error.value).removeprefix(f"{file}: ")
+
+    (config,) = bench["configs"]
+    without = [row for row in config["rows"] if row["tier"] != "fused"]
+    idle = [{**row, "against": {}} for row in held["configs"][0]["rows"]]
+    machine = bench["machine"]
+    assert refused({}).startswith("no output of `layerlab bench --json` on one problem")
+    assert refused(bench, configs=[config, config]).startswith("no output of")
+    older = {key: value for key, value in bench.items() if key != "seconds"}
+    assert refused(older).startswith("no output of")
+    assert refused(bench, machine={**machine, "device": "cpu"}) == "measured on a CPU"
+    assert refused(bench, configs=[{**config, "hidden": 7}]) == "of another problem than the page's"
+    stopped = {"rounds": 3, "stopped": "stopped by SIGTERM after 3 of 5 rounds"}
+    for other in ({"rounds": 8}, stopped, {"seconds": 0.2}, {"precision": "64-true"}):
+        assert refused(bench, **other) == f"asked for otherwise than by `{told.CUDA_BENCH}`"
+    assert refused(bench, configs=[{**config, "rows": without}]).startswith("should have rows of autograd, ")
+    assert refused(bench, against=loop) == "should have rows of custom-module, fused"
+    assert refused(held, configs=[{**config, "rows": idle}]) == "not every training took turns"
+    assert refused(held, machine={**machine, "device": "NVIDIA T2", "torch": "9"}) == (
+        "of another device and torch than the bench of all tiers"
+    )
+    assert refused(held, against="optim").startswith(f"`{loop}` is the fastest: layerlab bench custom-module")
+    assert json.dumps(found) == before
+    del found["cuda"]
+    assert refused(held).startswith("nothing says yet which loop is the fastest: layerlab bench all fused")
 
 
 def test_few_rounds_reach_nothing() -> None:

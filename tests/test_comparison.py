@@ -263,6 +263,7 @@ def test_runs_that_cannot_be_compared(folder: Path, client: Any, layerlab_cli: A
         result = layerlab_cli("compare", "--runs", done, other)
         assert (result.code, result.stdout) == (2, "")
         assert said in result.stderr
+    assert "has no run 'nope'" in layerlab_cli("compare", "--runs", running, "nope").stderr  # nor will have
     assert len(client.search_runs([experiment])) == 2
     with pytest.raises(TrackingError, match="no run 'nope'"):
         layerlab.compare_runs(done, "nope")

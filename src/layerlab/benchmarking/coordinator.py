@@ -80,7 +80,8 @@ def bench(
     other = None if against is None else others.chosen(against, rows, measured, accelerator)
     asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, other)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    report = BenchReport({}, now, rounds, configs, "" if other is None else other.selector)
+    selector = "" if other is None else other.selector
+    report = BenchReport({}, now, rounds, seconds, precision, configs, selector)
     with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened(stop.check)

@@ -178,6 +178,8 @@ class BenchReport:
         machine: Where it ran, and with which settings and versions.
         date: When, in UTC.
         rounds: Rounds of each tier, mode and problem.
+        seconds: About how long a round was to be.
+        precision: "32-true" or "64-true".
         configs: One entry a problem.
         against: The tier with whose bare loop every training took turns too; empty where there was none.
         peers_missing: The peers that are not installed, and what installs them.
@@ -193,6 +195,8 @@ class BenchReport:
     machine: dict[str, Any]
     date: str
     rounds: int
+    seconds: float
+    precision: str
     configs: list[Config] = field(default_factory=list)
     against: str = ""
     peers_missing: dict[str, str] = field(default_factory=dict)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from layerlab.conformance import CheckReport
     from layerlab.registry import TierRow
 
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", "-p", help="Tier to compare; give two or more. The first one leads."),
+]
+Runs = Annotated[tuple[str, str] | None, typer.Option(help="Two finished MLflow runs instead, by their ids.")]
+
 
 def check(
     tiers: Annotated[list[str] | None, typer.Argument(help="Tiers, or DISTRIBUTION:TIER.")] = None,
@@ -95,13 +101,6 @@ def _check_each(
 
 def _say_stage(watch: Any, tier: str, check: str) -> None:
     watch.stage(f"{tier}: {check}")
-
-
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", "-p", help="Tier to compare; give two or more. The first one leads."),
-]
-Runs = Annotated[tuple[str, str] | None, typer.Option(help="Two finished MLflow runs instead, by their ids.")]
 
 
 def compare(

@@ -48,7 +48,8 @@ def compare_runs(
     observer.stage("opening the tracking store")
     _refuse_missing(resolve_uri(tracking_uri))
     store = Store(tracking_uri)
-    runs = [_ended(store, run_id) for run_id in (first, second)]
+    runs = [_find(store, run_id) for run_id in (first, second)]
+    _refuse_running(runs)
     observer.stage("reading the losses")
     curves = [_losses(store, run.info.run_id) for run in runs]
     report = RunsReport([_about(run, len(curve)) for run, curve in zip(runs, curves, strict=True)])
@@ -97,7 +98,7 @@ def _refuse_missing(uri: str) -> None:
         )
 
 
-def _ended(store: Store, run_id: str) -> Run:
+def _find(store: Store, run_id: str) -> Run:
     try:
         run = store.client.get_run(run_id)
     except MlflowException:
@@ -107,9 +108,13 @@ def _ended(store: Store, run_id: str) -> Run:
         ) from None
     if run.info.lifecycle_stage == "deleted":
         raise TrackingError(f"run {run_id} is deleted", hint=f"mlflow runs restore --run-id {run_id}")
-    if run.info.status == "RUNNING":
-        raise SpecError(f"run {run_id} is still running", hint="wait until it has ended")
     return run
+
+
+def _refuse_running(runs: list[Run]) -> None:
+    for run in runs:
+        if run.info.status == "RUNNING":
+            raise SpecError(f"run {run.info.run_id} is still running", hint="wait until it has ended")
 
 
 def _losses(store: Store, run_id: str) -> dict[int, float]:
