@@ -46,7 +46,7 @@ FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "
 SCRIPTS = {
     "whole_command": ["--rounds", "21"],
     "memory": [],
-    "scaling": ["--rounds", "21", "--png", str(IMAGES / "scaling.png")],
+    "scaling": ["--rounds", "11", "--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],
 }
 

@@ -35,6 +35,25 @@ for block in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps")
         print("hg" in re.search(r"VmFlags: (.*)", block)[1].split())
 """
 
+# The pages that Linux fills in when 48 MB are freed, asked for again, and written to.
+FAULTS = """
+import ctypes, resource
+from layerlab import startup
+if {own}:
+    startup.claim()
+print(startup.keep_freed_memory())
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(48 << 20)
+    libc.memset(block, 1, 48 << 20)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
 
 @pytest.mark.parametrize(
     ("own", "on", "expected"),
@@ -107,3 +126,22 @@ def test_large_tensors_ask_for_huge_pages(empty_folder: Path, env: dict[str, str
     """Torch asks Linux for them, unless the user said that it should not."""
     result = run_python(HUGE, cwd=empty_folder, env=env)
     assert (result.stdout, result.code) == (expected, 0), result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(
+    ("own", "env", "kept"),
+    [
+        (True, {}, True),
+        (False, {}, False),  # somebody else's process
+        (True, {"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+    ],
+)
+def test_a_large_block_that_was_freed_is_had_again(
+    empty_folder: Path, own: bool, env: dict[str, str], kept: bool
+) -> None:
+    """In a process of our own, unless the user said otherwise; pages may be of 4 KB, or of 2 MB."""
+    result = run_python(FAULTS.format(own=own), cwd=empty_folder, env=env)
+    said, faults = result.stdout.split()
+    assert said == str(kept), result.stderr
+    assert int(faults) < 10 if kept else int(faults) > 20

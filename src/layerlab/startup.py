@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,10 @@ ENVIRONMENT = {
     # (https://github.com/pytorch/pytorch/pull/107697).
     HUGE_PAGES: "1",
 }
+# mallopt(3); the variables by which a user says the same, or something else
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_ALLOCATOR = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_LARGEST_KEPT, _MOST_KEPT = 1 << 30, (1 << 31) - 1
 _own = _frozen = False
 
 
@@ -53,3 +59,21 @@ def collector_paused() -> Iterator[None]:
             gc.freeze()
             _frozen = True
         gc.enable()
+
+
+def keep_freed_memory() -> bool:
+    """In a process of layerlab's own has glibc keep what is freed, up to 2 GB, for whoever asks next.
+
+    It would give blocks of more than 32 MB back to Linux at once, and get them anew, empty, a page at a time:
+    at every step the gradient of a layer of that size (mallopt(3), M_MMAP_THRESHOLD). To be called when the
+    data is there, as what reading it leaves behind is not asked for again. What the user has set stays.
+
+    Returns:
+        Whether it does.
+    """
+    if not _own or sys.platform != "linux" or any(name in os.environ for name in _ALLOCATOR):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))

@@ -51,6 +51,7 @@ def machine(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         **settings,
+        "freed_memory_kept": startup.keep_freed_memory(),
         "clock": f"{clock.implementation}, {clock.resolution:g} s",
         "python": platform.python_version(),
         "torch": torch.__version__,

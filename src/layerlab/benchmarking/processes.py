@@ -135,6 +135,8 @@ def serve(worker_class: Any) -> None:
         worker_class: What it makes; its `begun` says what the coordinator is to know first.
     """
     _end_with_parent()
+    startup.claim()
+    startup.keep_freed_memory()  # of everybody who is measured
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # whatever is printed is no answer
         worker: Any = None
