@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import subprocess
 import sys
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import pytest
 
 BUILTINS = ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
+# Whether glibc takes a threshold of more than 32 MB for blocks that it gives back at once: older ones do not.
+_LIBC, _VERSION = platform.libc_ver()
+KEEPS_BLOCKS = _LIBC == "glibc" and [int(part) for part in _VERSION.split(".")] >= [2, 36]
 # A problem that trains in an instant.
 TINY = {"steps": 12, "n": 8, "d_in": 5, "d_out": 3, "hidden": 4}
 

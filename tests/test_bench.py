@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import KEEPS_BLOCKS
 from layerlab.benchmarking import BenchReport, bench, processes
 from layerlab.benchmarking.audit import audit_way
 from layerlab.benchmarking.machine import settings
@@ -325,6 +326,7 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
         assert row.tax("tracked") == tax
         assert f"(x {tax.median:.2f} [{tax.low:.2f}, {tax.high:.2f}])" in bench_text(report)
     assert {"threads", "tf32", "clock", "torch", "processor", "cuda_allocator"} <= set(report.machine)
+    assert report.machine["cpu_allocator"] != "default" or not KEEPS_BLOCKS  # of the workers, whoever calls
     run = client.get_run(report.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["optim/tracked_us"] == config.rows[1].timings["tracked"].median * 1e6

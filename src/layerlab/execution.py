@@ -18,6 +18,7 @@ from layerlab.folder import MODELS, remember
 from layerlab.planning import total_steps
 from layerlab.provenance import describe_dataset, source_tags
 from layerlab.report import Observer, RunReport
+from layerlab.startup import keep_freed_memory
 from layerlab.tracking import OfflineRecorder, RunInfo
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ class Execution:
                 self.observer.resumed(job.row.name, self.goes_on.step)
             self.observer.started(job.row.name, self._steps)
             checkpoint = None if self.goes_on is None else self.goes_on.path
+            keep_freed_memory()
             try:
                 trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             finally:

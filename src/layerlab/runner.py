@@ -18,7 +18,7 @@ from layerlab.folder import refuse_unwritable
 from layerlab.report import Observer, Report
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
-from layerlab.startup import collector_paused, keep_freed_memory
+from layerlab.startup import collector_paused
 from layerlab.tracking import OfflineRecorder, Recorder
 
 if TYPE_CHECKING:
@@ -99,7 +99,6 @@ def execute(executions: Iterable[Execution], report: Report, stop: StopSignals, 
     Raises:
         Interrupted: A signal came; it has the report.
     """
-    keep_freed_memory()
     runs = list[Execution]()
     try:
         for execution in executions:

@@ -16,22 +16,22 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 ENVIRONMENT = {
     # Looking for pydantic's plugins means reading the metadata of every distribution there is.
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
-    # Torch asks Linux for huge pages where a tensor has 2 MB or more. The gradient of a layer of 10,000
-    # hidden units is otherwise faulted in anew at every step, page by page, for a quarter of its time
-    # (https://github.com/pytorch/pytorch/pull/107697).
+    # Torch asks Linux for huge pages where a tensor has 2 MB or more, which are then faulted in by 2 MB, and
+    # not by 4 KB (https://github.com/pytorch/pytorch/pull/107697).
     HUGE_PAGES: "1",
 }
-# mallopt(3); the variables by which a user says the same, or something else
+# mallopt(3), and the variables by which a user says something of the kind
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_ALLOCATOR = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-_LARGEST_KEPT, _MOST_KEPT = 1 << 30, (1 << 31) - 1
-_own = _frozen = False
+_THRESHOLDS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+_LARGEST_KEPT = 1 << 30
+_own = _frozen = _kept = False
 
 
 def claim() -> None:
-    """Says that this process is layerlab's own: the command, or the recording process.
+    """Says that this process is layerlab's own: the command, the recording process, or a worker of a bench.
 
-    To be called before torch is imported. What the user has set in the environment stays.
+    To be called before torch is imported, or with `ENVIRONMENT` there already. What the user has set in the
+    environment stays.
     """
     global _own  # noqa: PLW0603 -- it is the process that is claimed
     _own = True
@@ -61,19 +61,36 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def keep_freed_memory() -> bool:
-    """In a process of layerlab's own has glibc keep what is freed, up to 2 GB, for whoever asks next.
+def keep_freed_memory() -> None:
+    """In a process of layerlab's own has glibc keep what a step frees for the next one.
 
     It would give blocks of more than 32 MB back to Linux at once, and get them anew, empty, a page at a time:
-    at every step the gradient of a layer of that size (mallopt(3), M_MMAP_THRESHOLD). To be called when the
-    data is there, as what reading it leaves behind is not asked for again. What the user has set stays.
-
-    Returns:
-        Whether it does.
+    at every step the gradient of a layer of that size. From here on blocks of less than 1 GiB stay in the
+    heap, whose end is given back where more than 2 GB of it are free (mallopt(3), M_MMAP_THRESHOLD). To be
+    called right before a training: what making its tensors leaves behind has gone back by then. All stays as
+    it was where glibc refuses such a threshold, as older ones do, and where the user has chosen an allocator,
+    or told glibc what to do.
     """
-    if not _own or sys.platform != "linux" or any(name in os.environ for name in _ALLOCATOR):
-        return False
+    global _kept  # noqa: PLW0603 -- it is the process that keeps it
+    if not _own or _kept or sys.platform != "linux" or _users_allocator():
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT))
+    if mallopt is not None:
+        mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+        _kept = bool(
+            mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_KEPT * 2 - 1)
+        )
+
+
+def allocator() -> str:
+    """What becomes of freed memory: "keeps freed memory", what the user said of it, or "default"."""
+    return "keeps freed memory" if _kept else _users_allocator() or "default"
+
+
+def _users_allocator() -> str:
+    """What the environment says of the allocator: its thresholds, or that it is another one."""
+    said = [f"{name}={os.environ[name]}" for name in _THRESHOLDS if name in os.environ]
+    for name, word in (("GLIBC_TUNABLES", "glibc.malloc."), ("LD_PRELOAD", "malloc")):
+        if word in os.environ.get(name, ""):
+            said.append(f"{name}={os.environ[name]}")
+    return " ".join(said)

@@ -51,7 +51,7 @@ def machine(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         **settings,
-        "freed_memory_kept": startup.keep_freed_memory(),
+        "cpu_allocator": startup.allocator(),
         "clock": f"{clock.implementation}, {clock.resolution:g} s",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -81,9 +81,9 @@ def settle() -> None:
 def give_back() -> None:
     """Has garbage collected, and the allocator give back what it keeps of freed memory.
 
-    glibc keeps freed blocks of up to 32 MB in the process, see malloc_trim(3) and M_MMAP_THRESHOLD in
-    mallopt(3). Whoever gets such a block again holds memory, and the process does not grow; and where a
-    round's tensors lie would depend on the rounds before it.
+    glibc keeps freed blocks in the process, see malloc_trim(3) and `startup.keep_freed_memory`. Whoever gets
+    such a block again holds memory, and the process does not grow; and where a round's tensors lie would
+    depend on the rounds before it.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
