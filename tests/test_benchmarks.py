@@ -54,7 +54,7 @@ def test_the_page_tells_when_a_goal_is_missed() -> None:
     """A figure that is worse than its goal is on the page as it is, and marked."""
     performance = script("performance_page")
     found = json.loads((DOCS / "performance.json").read_text())
-    found["memory"]["grown_mb"] = 1234.5
+    found["memory"]["grown_mb"] = [1234.5]
     (row,) = [line for line in performance.page(found).splitlines() if "1234.5" in line]
     assert "missed" in row
 
@@ -230,7 +230,7 @@ def test_the_exponents_are_the_slopes_from_size_to_size() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "key"),
     [
-        ("memory", ["--steps", "2000"], "grown_mb"),
+        ("memory", ["--steps", "2000", "--rounds", "2"], "grown_mb"),
         ("large_table", ["--gigabytes", "0.3", "--rounds", "1"], "ratio"),
     ],
 )
@@ -244,7 +244,8 @@ def test_a_benchmark_runs(empty_folder: Path, name: str, arguments: list[str], k
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert isinstance(json.loads(Path("figures.json").read_text())[key], float)
+    figure = json.loads(Path("figures.json").read_text())[key]
+    assert {type(value) for value in (figure if isinstance(figure, list) else [figure])} == {float}
     assert [path.name for path in empty_folder.iterdir()] == ["figures.json"]
 
 
