@@ -122,7 +122,7 @@ def measure(gigabytes: float, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measures and prints."""
-    startup.claim()
+    startup.claim()  # for what becomes of freed memory; no tensor here is large
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

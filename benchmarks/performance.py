@@ -112,17 +112,16 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
     whole = rounds == CUDA_ROUNDS or stopped.endswith(f" of {CUDA_ROUNDS} rounds")
     if not whole or (seconds, precision) != (CUDA_SECONDS, "32-true"):
         raise SystemExit(f"{file}: asked for otherwise than by `{CUDA_BENCH}`")
-    wanted = {"custom-module", "fused"} if loop else {"fused", *BUILTINS[1:]}
-    missing = wanted - rows.keys()
-    if missing or (loop and rows.keys() - wanted):
+    part, turns, wanted = "cuda", "beside", {"fused", *BUILTINS[1:]}
+    if loop:
+        part, turns, wanted = "cuda_against", "against", {"custom-module", "fused"}
+    if wanted - rows.keys() or (loop and rows.keys() - wanted):
         raise SystemExit(f"{file}: should have rows of {', '.join(sorted(wanted))}")
-    turns = "against" if loop else "beside"
     if not all({"lightning", "tracked"} <= row[turns].keys() for row in rows.values()):
         raise SystemExit(f"{file}: not every training took turns")
     if loop:
         _refuse_other_bench(found, file, about, loop)
-    part = "cuda_against" if loop else "cuda"
-    if part == "cuda":  # of which the other part is, and no longer
+    else:  # the turns there were are of the bench before this one
         found.pop("cuda_against", None)
         found.get("made", {}).pop("cuda_against", None)
     found[part] = figures

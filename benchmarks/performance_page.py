@@ -53,7 +53,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
             "memory at 1,000,000 tracked steps, MB",
             "at 1,000",
             Timing.of(found["memory"]["grown_mb"]),
-            30,
+            found["memory"]["budget_mb"],
         ),
         (
             "minibatches from a table of 2 GB",
@@ -135,13 +135,13 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 def micros(timing: dict[str, Any]) -> str:
     """A timing in microseconds with its interval; one round has none."""
-    return shown([1e6 * timing[key] for key in ("median", "low", "high")], len(timing["rounds"]), ".0f")
+    return shown(Timing.of([1e6 * seconds for seconds in timing["rounds"]]), ".0f")
 
 
-def shown(figures: Sequence[float], rounds: int, form: str) -> str:
+def shown(value: Timing, form: str = ".2f") -> str:
     """A median with the ends of its interval; one round has none."""
-    median, low, high = (f"{value:{form}}" for value in figures)
-    return f"{median} [{low}, {high}]" if rounds > 1 else median
+    median, low, high = (f"{figure:{form}}" for figure in (value.median, value.low, value.high))
+    return f"{median} [{low}, {high}]" if len(value.rounds) > 1 else median
 
 
 def verdict(value: Timing, most: float | None) -> str:
@@ -158,27 +158,24 @@ def _claimed(found: dict[str, Any]) -> str:
     rows = []
     for figure, against, value, most in claims(found):
         n = len(value.rounds)
-        measured = shown((value.median, value.low, value.high), n, ".2f")
         between = interval_label(n) if n > 1 else "no interval"
         goal = "" if most is None else f"{most:g}"
-        rows.append([figure, against, measured, between, goal, verdict(value, most)])
+        rows.append([figure, against, shown(value), between, goal, verdict(value, most)])
     return table(["figure", "held against", "measured", "in brackets", "at most", ""], rows)
 
 
 def _tiers(config: dict[str, Any]) -> str:
-    rows = []
-    for row in config["rows"]:
-        tax = _tax(row)
-        rows.append(
-            [
-                f"`{row['tier']}`",
-                *(micros(row["timings"][mode]) for mode in ("bare", "lightning", "tracked")),
-                shown((tax.median, tax.low, tax.high), len(tax.rounds), ".2f"),
-                f"{row['gflops']:.1f}",
-                f"{100 * row['floor_share']:.0f} %",
-                f"{1e3 * row['once']:.3g}",
-            ]
-        )
+    rows = [
+        [
+            f"`{row['tier']}`",
+            *(micros(row["timings"][mode]) for mode in ("bare", "lightning", "tracked")),
+            shown(_tax(row)),
+            f"{row['gflops']:.1f}",
+            f"{100 * row['floor_share']:.0f} %",
+            f"{1e3 * row['once']:.3g}",
+        ]
+        for row in config["rows"]
+    ]
     columns = ["tier", "bare", "Lightning", "tracked", "tracked / bare", "GFLOP/s", "floor", "once, ms"]
     return table(columns, rows)
 
@@ -220,7 +217,7 @@ def _turns_on_cuda(held: dict[str, Any], rounds: int) -> str:
         for mode in ("lightning", "tracked"):
             timing = row["timings"][mode]
             ratios = [over(timing["rounds"], row[of][mode]["rounds"]) for of in ("beside", "against")]
-            told = [shown((r.median, r.low, r.high), len(r.rounds), ".3f") for r in ratios]
+            told = [shown(ratio, ".3f") for ratio in ratios]
             rows.append([f"`{row['tier']}`", mode, micros(timing), *told])
     loop = held["against"]
     columns = ["tier", "what", "microseconds a step", "/ its bare loop", f"/ that of `{loop}`"]
@@ -282,8 +279,7 @@ def page(found: dict[str, Any]) -> str:
             claimed=_claimed(found),
             sizes=f"{config['batch_size']} rows, {config['d_in']} inputs, {config['hidden']} hidden units",
             d_out=config["d_out"],
-            rounds=bench["rounds"],
-            between=interval_label(bench["rounds"]),
+            rounds=_rounds(bench),
             tiers=_tiers(config),
             peers=_peers(config),
             growth=_growth(found),

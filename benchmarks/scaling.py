@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import layerlab
-from layerlab import startup
 from layerlab.benchmarking.report import Timing
 
 BUDGET = 1.1
@@ -102,7 +101,6 @@ def draw(path: Path, found: Found) -> None:
 
 def main() -> None:
     """Measures, prints the exponents, and draws them."""
-    startup.claim()  # before torch is there: what is run here is as the command runs it
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

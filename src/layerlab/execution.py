@@ -211,12 +211,12 @@ class Execution:
                 tags["layerlab.round_steps"] = str(module.round_steps)  # for whoever goes on with it
             record.set_tags(tags)
             self.stop.check()
+            keep_freed_memory()
             self._lap("setup")
             if self.goes_on is not None:
                 self.observer.resumed(job.row.name, self.goes_on.step)
             self.observer.started(job.row.name, self._steps)
             checkpoint = None if self.goes_on is None else self.goes_on.path
-            keep_freed_memory()
             try:
                 trainer.fit(module, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
             finally:

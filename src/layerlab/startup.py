@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import sys
@@ -74,6 +73,8 @@ def keep_freed_memory() -> None:
     global _kept  # noqa: PLW0603 -- it is the process that keeps it
     if not _own or _kept or sys.platform != "linux" or _users_allocator():
         return
+    import ctypes  # torch has it by now, and commands without torch do not need it
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
