@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow.exceptions import MlflowException
-
 from layerlab.comparison.picture import draw
 from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, one_line
@@ -99,6 +97,8 @@ def _refuse_missing(uri: str) -> None:
 
 
 def _find(store: Store, run_id: str) -> Run:
+    from mlflow.exceptions import MlflowException  # after layerlab.tracking, which keeps its telemetry off
+
     try:
         run = store.client.get_run(run_id)
     except MlflowException:
