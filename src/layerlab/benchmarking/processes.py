@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # Far longer than any answer takes: a process that is as late will not answer.
 LONGEST_SECONDS = 1800.0
 _PR_SET_PDEATHSIG = 1
-# How often somebody who waits for an answer looks whether to stop.
-_LOOK = 0.1
+# How often somebody who waits for an answer looks whether to stop; and what a process may take to leave.
+_LOOK, _LEAVING = 0.1, 5.0
 
 
 class Refused(Exception):  # noqa: N818 -- nothing of ours went wrong
@@ -98,10 +98,17 @@ class WorkerProcess:
             self._check()  # whoever stops the coordinator may stop others too, and no tier is refused for it
         if not line:
             self.ended = True
-            raise Refused(f"its process ended in '{what}' with code {self._process.wait()}")
+            raise Refused(f"its process ended in '{what}' with code {self._code()}")
         if "error" in answer:
             raise Refused(f"{what}: {answer['error']}")
         return answer
+
+    def _code(self) -> int:
+        """The exit code of a process that will not answer: one that closed its pipe and stayed is ended."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(_LEAVING)
+        kill_group(self._process)
+        return self._process.wait()
 
     def _line(self, what: str) -> bytes:
         """The next line that it writes; empty if it ends before."""
