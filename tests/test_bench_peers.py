@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from helpers import run_python
 from layerlab.benchmarking.peers import PEERS
 from layerlab.benchmarking.peers.worker import PeerWorker
 from layerlab.errors import AcceleratorError
@@ -89,29 +90,50 @@ def in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @needs_all
 def test_peers_beside_a_tier(folder: Path, client: Any, layerlab_cli: Any) -> None:
-    """Each has its rounds on every problem of a sweep, in float64 too, beside the tier that does the same."""
-    flags = ["--hidden", "4,5", "--rounds", 2, "--precision", "64-true", "--mode", "bare"]
+    """Each has its rounds, beside the tier that does the same."""
+    flags = ["--hidden", 5, "--rounds", 2, "--mode", "bare"]
     result = layerlab_cli("bench", "custom-module", *SMALL, *flags, "--peers", "--json")
     report = json.loads(result.stdout)
     assert (result.code, report["ok"], report["peers_missing"]) == (0, True, {})
     metrics = client.get_run(report["run_id"]).data.metrics
-    assert [config["hidden"] for config in report["configs"]] == [4, 5]
-    for config in report["configs"]:
-        assert config["peers_refused"] == {}
-        rows = {row["peer"]: row for row in config["peers"]}
-        assert list(rows) == list(PEERS)
-        assert [row["mode"] for row in rows.values()] == ["tracked", "bare", "bare"]
-        (tier,) = config["rows"]
-        for name, row in rows.items():
-            assert len(row["timing"]["rounds"]) == 2
-            assert 0 < row["timing"]["low"] <= row["timing"]["median"] <= row["timing"]["high"]
-            assert row["distribution"].startswith(PEERS[name].distribution)
-            assert "every round" in row["audit"]
-            key = f"8x6x{config['hidden']}x3/peers/{name}/{row['mode']}_us"
-            assert metrics[key] == row["timing"]["median"] * 1e6
-        assert rows["lightning-script"]["ratio"] is None  # the tier's tracked loop was not measured
-        pairs = zip(rows["keras"]["timing"]["rounds"], tier["timings"]["bare"]["rounds"], strict=True)
-        assert rows["keras"]["ratio"] == pytest.approx(statistics.median(a / b for a, b in pairs))
+    (config,) = report["configs"]
+    assert config["peers_refused"] == {}
+    rows = {row["peer"]: row for row in config["peers"]}
+    assert list(rows) == list(PEERS)
+    assert [row["mode"] for row in rows.values()] == ["tracked", "bare", "bare"]
+    (tier,) = config["rows"]
+    for name, row in rows.items():
+        assert len(row["timing"]["rounds"]) == 2
+        assert 0 < row["timing"]["low"] <= row["timing"]["median"] <= row["timing"]["high"]
+        assert row["distribution"].startswith(PEERS[name].distribution)
+        assert "every round" in row["audit"]
+        for end, of in (("", "median"), ("_low", "low"), ("_high", "high")):
+            assert metrics[f"peers/{name}/{row['mode']}_us{end}"] == row["timing"][of] * 1e6
+    assert rows["lightning-script"]["ratio"] is None  # the tier's tracked loop was not measured
+    keras = rows["keras"]
+    pairs = zip(keras["timing"]["rounds"], tier["timings"]["bare"]["rounds"], strict=True)
+    assert keras["ratio"] == pytest.approx(statistics.median(a / b for a, b in pairs))
+    ends = [metrics[f"peers/keras/ratio{end}"] for end in ("", "_low", "_high")]
+    assert ends == [keras["ratio"], *keras["ratio_ends"]]
+
+
+@needs_all
+def test_who_says_float64_computes_in_it(empty_folder: Path) -> None:
+    """The parameters of skorch are those of float64; Keras multiplies in single precision, and says so."""
+    code = """
+from layerlab.benchmarking.peers.worker import PeerWorker
+from layerlab.errors import TierError
+for name in ("skorch", "keras"):
+    worker = PeerWorker(name, "64-true", "cpu", name)
+    worker.begun()
+    try:
+        print(worker.time([8, 6, 5, 3], 40, 0)["fault"])
+    except TierError as error:
+        print(error)
+"""
+    skorch, keras = run_python(code, cwd=empty_folder).stdout.splitlines()
+    assert skorch == "None"
+    assert re.fullmatch(r"Keras \S+ multiplies float64 as float32, and the job is in float64", keras)
 
 
 @needs_all

@@ -44,7 +44,13 @@ KNOWN = ("sgd", "adam")
 STEPS_AFTER = 3
 
 
-def audit_way(way: Way, losses: Sequence[float], end: Params, precision: Precision) -> str | None:
+def audit_way(
+    way: Way,
+    losses: Sequence[float],
+    end: Params,
+    precision: Precision,
+    losses_in: Precision | None = None,
+) -> str | None:
     """What shows that the steps of a round were not made, or None.
 
     Args:
@@ -52,13 +58,14 @@ def audit_way(way: Way, losses: Sequence[float], end: Params, precision: Precisi
         losses: The losses of the round.
         end: The parameters after it.
         precision: The precision of the run.
+        losses_in: That of the losses, where they were kept in another one.
     """
     if len(losses) != len(way.losses):
         return f"{len(losses)} losses were given for {len(way.losses)} steps"
     seen, expected = np.asarray(losses, np.float64), way.losses
     u = Roundoff.of(precision).store
     wander = GROWTH * u * norm(way.start)  # of the parameters, a step
-    one_loss = u * way.rounding
+    one_loss = Roundoff.of(losses_in or precision).store * way.rounding
     with np.errstate(invalid="ignore"):
         wrong = ~(np.abs(seen - expected) <= one_loss + wander * np.arange(len(seen)) * way.slopes)
     if wrong.any():

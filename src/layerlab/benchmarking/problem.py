@@ -96,7 +96,12 @@ class TimedProblem:
         return forks(*oracle, optimizer=self.optimizer, lr=self.lr, roundoff=u, units=units)
 
     def fault(
-        self, counts: Sequence[int], losses: Sequence[float], end: Params, precision: Precision
+        self,
+        counts: Sequence[int],
+        losses: Sequence[float],
+        end: Params,
+        precision: Precision,
+        losses_in: Precision | None = None,
     ) -> str | None:
         """What shows that the steps of a round were not made, on any right way, or None.
 
@@ -108,9 +113,10 @@ class TimedProblem:
             losses: The losses of the round.
             end: The parameters after it.
             precision: The precision of the run.
+            losses_in: That of the losses, where they were kept in another one.
         """
         way, taken = self.way(counts), list[Fork]()
-        fault = audit_way(way, losses, end, precision)
+        fault = audit_way(way, losses, end, precision, losses_in)
         if fault is None or len(losses) != sum(counts) or end.w1.shape != way.end.w1.shape:
             return fault
         for _ in range(_MOST_FORKS):
@@ -119,7 +125,7 @@ class TimedProblem:
             tried = []
             for fork in self.forks(counts, precision, [unit])[:_MOST_TRIED]:
                 other = self.way(counts, [*taken, fork])
-                if audit_way(other, losses, end, precision) is None:
+                if audit_way(other, losses, end, precision, losses_in) is None:
                     return None
                 tried.append((float(_off(other, end)[unit]), fork, other))
             if not tried:

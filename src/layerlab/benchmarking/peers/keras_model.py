@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from layerlab.benchmarking.peers.job import Job, Made
+from layerlab.errors import TierError
 from layerlab.tier import Params
 
 # Keras reads them when it is imported; this process is the worker's own.
@@ -35,8 +36,15 @@ class Clock(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no t
 
 
 def train(job: Job) -> Made:
-    """Trains; the losses are those of the history that ``fit`` returns."""
-    keras.config.set_floatx(str(job.x.dtype))
+    """Trains; the losses are those of the history that ``fit`` returns.
+
+    Raises:
+        TierError: Keras multiplies in another precision than that of the job, as it does on torch in float64.
+    """
+    dtype = str(job.x.dtype)
+    keras.config.set_floatx(dtype)
+    if (found := keras.backend.result_type(dtype, dtype)) != dtype:
+        raise TierError(f"Keras {keras.__version__} multiplies {dtype} as {found}, and the job is in {dtype}")
     hidden, d_out = job.start.w2.shape
     model = keras.Sequential(
         [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerlab.benchmarking.machine import give_back, settle
+from layerlab.benchmarking.machine import changed, give_back, settings, settle
 from layerlab.benchmarking.peers import PEERS
 from layerlab.benchmarking.peers.job import Job
 from layerlab.benchmarking.problem import TimedProblem
@@ -33,6 +33,7 @@ class PeerWorker:
     """
 
     def __init__(self, name: str, precision: Precision, accelerator: str, folder: str) -> None:
+        self._settings = settings()  # before anything of the peer's is imported
         self.peer, self.precision = PEERS[name], precision
         self.device = "cuda" if accelerator == "gpu" else "cpu"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -81,7 +82,10 @@ class PeerWorker:
             counts = f"{job.begun} steps began and {len(made.losses)} losses were kept"
             return {"fault": f"of {job.steps} steps {counts}"}
         # Whatever they compute in, some of them keep a loss in single precision.
-        return {"step": job.seconds, "fault": problem.fault((job.steps,), made.losses, made.end, "32-true")}
+        fault = changed(self._settings) or problem.fault(
+            (job.steps,), made.losses, made.end, self.precision, losses_in="32-true"
+        )
+        return {"step": job.seconds, "fault": fault}
 
 
 def main() -> None:
