@@ -148,24 +148,48 @@ def test_the_benchmark_of_entry_costs_runs(empty_folder: Path) -> None:
     assert all(float(line.split()[-1]) > 0 for line in rows)
 
 
-def test_lightning_comes_without_scipy_and_leaves_it_usable(empty_folder: Path) -> None:
-    """What torchmetrics imports only to repair it is not imported; who wants it gets the real one."""
+def test_lightning_comes_without_what_no_training_needs(empty_folder: Path) -> None:
+    """What torchmetrics imports to repair it, or to plot, is not imported; who wants it gets all of it."""
     code = """
 import json, sys
 import layerlab.training
-before = [name for name in sys.modules if name.partition(".")[0] == "scipy"]
-import scipy.signal
+before = [name for name in sys.modules if name.partition(".")[0] in ("scipy", "matplotlib")]
+import scipy.signal, torch, torchmetrics
 from torchmetrics.functional.audio import permutation_invariant_training
+metric = torchmetrics.MeanMetric()
+metric.update(torch.tensor(3.0))
+figure, axis = metric.plot()
+from matplotlib.axes import Axes
+from torchmetrics.utilities import plot
 print(json.dumps([before, scipy.signal.convolve([1, 2], [3]).tolist(), bool(scipy.__version__)]))
+print(json.dumps([isinstance(axis, Axes), plot._AX_TYPE is Axes, bool(plot._MATPLOTLIB_AVAILABLE)]))
 """
-    result = run_python(code, cwd=empty_folder)
-    assert json.loads(result.stdout) == [[], [3, 6], True]
+    result = run_python(code, cwd=empty_folder, env={"MPLBACKEND": "Agg"})
+    one, other = map(json.loads, result.stdout.splitlines())
+    assert one == [[], [3, 6], True]
+    assert other == [True, True, True]
 
 
-def test_scipy_stays_where_it_was_imported_first(empty_folder: Path) -> None:
-    """A program that uses SciPy keeps its modules."""
-    code = "import sys, scipy.signal as s; import layerlab.training; print(sys.modules['scipy.signal'] is s)"
-    assert run_python(code, cwd=empty_folder).stdout == "True\n"
+def test_what_was_imported_first_stays(empty_folder: Path) -> None:
+    """A program that uses SciPy and Matplotlib keeps their modules, and torchmetrics has them too."""
+    code = """
+import sys, scipy.signal as signal, matplotlib.axes as axes
+import layerlab.training
+from torchmetrics.utilities import plot
+print(sys.modules["scipy.signal"] is signal, plot._AX_TYPE is axes.Axes)
+"""
+    assert run_python(code, cwd=empty_folder).stdout == "True True\n"
+
+
+def test_whoever_asks_for_more_of_what_is_executed_later_has_it(empty_folder: Path) -> None:
+    """A name that torchmetrics itself does not import: the module is executed, and only once."""
+    code = """
+import layerlab.training
+from torchmetrics.utilities import plot
+from torchmetrics.utilities.plot import plot_curve, trim_axs
+print(trim_axs is plot.trim_axs, plot_curve is not plot.plot_curve, hasattr(plot, "nothing"))
+"""
+    assert run_python(code, cwd=empty_folder).stdout == "True True False\n"
 
 
 def test_what_torchmetrics_imports_beside_finds_the_real_scipy(empty_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Importing Lightning without what its dependencies import only to repair it."""
+"""Importing Lightning without what its dependencies import and a training does not need."""
 
 from __future__ import annotations
 
@@ -11,48 +11,64 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 # The modules that go without SciPy, and the package for whose sake they want it.
-_REPAIRS = {"torchmetrics", "torchmetrics.audio", "torchmetrics.functional.audio"}
+_REPAIRS = ("torchmetrics", "torchmetrics.audio", "torchmetrics.functional.audio")
 _REPAIRED = "srmrpy"
+# The module that wants Matplotlib, what others take from it to annotate, and what they call.
+_PLOTS = "torchmetrics.utilities.plot"
+_TYPES = {"_AX_TYPE", "_CMAP_TYPE", "_PLOT_OUT_TYPE"}
+_CALLED = {"plot_confusion_matrix", "plot_curve", "plot_single_or_multi_val"}
 
 
 @contextmanager
-def scipy_left_out() -> Iterator[None]:
-    """Within this context importing torchmetrics does not import SciPy.
+def unneeded_left_out() -> Iterator[None]:
+    """Within this context importing torchmetrics, as Lightning does, imports neither SciPy nor Matplotlib.
 
-    Lightning imports torchmetrics, and that imports `scipy.signal`, a sixth of the time until a training can
-    begin, for nothing but to add a function to it that another package once missed. Its import statements get
-    a module that has such a function, and nobody else sees it: whatever else is imported meanwhile finds the
-    real SciPy. Where SciPy is not installed or is imported already, or where the other package is
-    installed, nothing is done.
+    It imports `scipy.signal`, a sixth of the time until a training can begin, for nothing but to add a
+    function to it that another package once missed. Its import statements get a module that has such a
+    function, and nobody else sees it: whatever else is imported meanwhile finds the real SciPy. And it
+    imports `matplotlib.pyplot` for whoever plots a metric: the module of its own that does is executed when
+    it is called. Nothing is done about what is not installed or is imported already, nor about SciPy where
+    the other package is installed.
     """
-    wanted = "scipy" in sys.modules or importlib.util.find_spec(_REPAIRED) is not None
-    if wanted or importlib.util.find_spec("scipy") is None:
-        yield
-        return
-    sys.meta_path.insert(0, _Finder)
+    loaders: dict[str, type[SourceFileLoader]] = {}
+    if _is_idle("scipy") and importlib.util.find_spec(_REPAIRED) is None:
+        loaders = dict.fromkeys(_REPAIRS, _WithoutSciPy)
+    if _is_idle("matplotlib"):
+        loaders[_PLOTS] = _Later
+    finder = _Finder(loaders)
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        sys.meta_path.remove(_Finder)
+        sys.meta_path.remove(finder)
+
+
+def _is_idle(package: str) -> bool:
+    return package not in sys.modules and importlib.util.find_spec(package) is not None
 
 
 class _Finder:
-    """Finds those modules, to be executed with an import statement of their own; a meta path finder."""
+    """Finds modules that are to be executed in another way; a meta path finder."""
 
-    @staticmethod
+    def __init__(self, loaders: Mapping[str, type[SourceFileLoader]]) -> None:
+        self._loaders = loaders
+
     def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path, target) if name in _REPAIRS else None
-        if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        loader = self._loaders.get(name)
+        spec = PathFinder.find_spec(name, path, target) if loader is not None else None
+        if spec is not None and loader is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = loader(spec.loader.name, spec.loader.path)
         return spec
 
 
-class _Loader(SourceFileLoader):
+class _WithoutSciPy(SourceFileLoader):
+    """Executes a module with an import statement of its own."""
+
     def exec_module(self, module: ModuleType) -> None:
         package, signal = ModuleType("scipy"), ModuleType("scipy.signal")
         package.__dict__.update(signal=signal)
@@ -70,3 +86,35 @@ class _Loader(SourceFileLoader):
             own["__import__"] = builtins.__import__  # the module's functions keep it
             if module.__dict__.get("scipy") is package:
                 del module.__dict__["scipy"]
+
+
+class _Later(SourceFileLoader):
+    """Executes a module when one of its functions is called, or when it is asked for anything else."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        execute = super().exec_module
+
+        def real(name: str) -> Any:
+            later = vars(module).pop("__getattr__", None)
+            if later is not None:
+                try:
+                    execute(module)
+                except BaseException:
+                    module.__dict__["__getattr__"] = later  # the next one is told the same
+                    raise
+            return getattr(module, name)
+
+        def find(name: str) -> Any:
+            if name in _TYPES:
+                return object
+            if name.startswith("__"):  # asked for by import statements, to see whether it is a package
+                raise AttributeError(name)
+            if name not in _CALLED:
+                return real(name)
+
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return real(name)(*args, **kwargs)
+
+            return call
+
+        module.__dict__["__getattr__"] = find

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab.checkpoint import folder_of, path_of
 from layerlab.errors import Interrupted, RunError
-from layerlab.lightimport import scipy_left_out
+from layerlab.lightimport import unneeded_left_out
 
-with scipy_left_out():
+with unneeded_left_out():
     from pytorch_lightning.callbacks import Checkpoint
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from layerlab.lightimport import scipy_left_out
+from layerlab.lightimport import unneeded_left_out
 
-with scipy_left_out():
+with unneeded_left_out():
     import pytorch_lightning as pl
 
 from layerlab.batches import LONGEST_BLOCK, PREDICT_ROWS, Batches, Slices
