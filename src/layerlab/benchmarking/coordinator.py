@@ -20,6 +20,7 @@ from layerlab.tracking import Recorder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from layerlab.benchmarking.report import Timing
     from layerlab.errors import Interrupted
     from layerlab.tier import Precision
     from layerlab.tracking import Record
@@ -166,6 +167,7 @@ def _measure(
 
 
 def _log(record: Record, report: BenchReport) -> None:
+    record.set_tags({f"machine.{key}": str(value) for key, value in report.machine.items()})
     for index, config in enumerate(report.configs):
         record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
     record.log_metrics(0, {"rounds": report.rounds})
@@ -213,17 +215,37 @@ def _check(
 
 
 def _metrics(config: Config, *, single: bool) -> dict[str, float]:
-    """What MLflow plots: microseconds a step, by tier and mode; of a sweep, by problem too."""
+    """What MLflow plots, by tier, of a sweep by problem too: every column of the table, with its interval."""
     prefix = "" if single else f"{config.label}/"
-    metrics = {}
+    metrics: dict[str, float] = {}
     for row in config.rows:
+        of_row = {
+            "steps_per_second": 1 / row.timings["bare"].median,
+            "gflops": row.gflops,
+            "floor_share": row.floor_share,
+            "once_s": row.once,
+            "peak_mb": row.peak_mb,
+        }
+        if row.sending is not None:
+            of_row["sending_us"] = row.sending * 1e6
         for mode, timing in row.timings.items():
-            metrics[f"{prefix}{row.tier}/{mode}_us"] = timing.median * 1e6
-        metrics[f"{prefix}{row.tier}/floor_share"] = row.floor_share
-        for mode in row.against:
-            metrics[f"{prefix}{row.tier}/{mode}_against"] = row.tax_against(mode).median
+            of_row |= _ends(f"{mode}_us", timing, 1e6)
+        for mode in MODES[1:]:
+            if mode in row.beside:
+                of_row |= _ends(f"{mode}_tax", row.tax(mode))
+            if mode in row.against:
+                of_row |= _ends(f"{mode}_against", row.tax_against(mode))
+        metrics |= {f"{prefix}{row.tier}/{key}": value for key, value in of_row.items()}
     for peer in config.peers:
-        metrics[f"{prefix}peers/{peer.peer}/{peer.mode}_us"] = peer.timing.median * 1e6
-        if peer.ratio is not None:
-            metrics[f"{prefix}peers/{peer.peer}/ratio"] = peer.ratio
+        of_peer = _ends(f"{peer.mode}_us", peer.timing, 1e6)
+        if peer.ratio is not None and peer.ratio_ends is not None:
+            low, high = peer.ratio_ends
+            of_peer |= {"ratio": peer.ratio, "ratio_low": low, "ratio_high": high}
+        metrics |= {f"{prefix}peers/{peer.peer}/{key}": value for key, value in of_peer.items()}
     return metrics
+
+
+def _ends(name: str, timing: Timing, unit: float = 1.0) -> dict[str, float]:
+    """A median and the ends of its interval."""
+    ends = {"": timing.median, "_low": timing.low, "_high": timing.high}
+    return {f"{name}{end}": value * unit for end, value in ends.items()}
