@@ -99,11 +99,10 @@ def assert_no_correct_tier_fails(seeds: range, names: list[str]) -> None:
                 assert seen.part is None, (seed, family, tier.__name__, precision, str(seen.part))
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_no_correct_tier_fails(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """36 seeds, both precisions, every built-in tier and `fused`, 50 steps each."""
+def test_no_correct_tier_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 seeds, both precisions, every built-in tier and `fused`, 50 steps each."""
     monkeypatch.setenv("LAYERLAB_PLUGINS", "layerlab-fused")
-    assert_no_correct_tier_fails(range(18 * part, 18 * (part + 1)), [*BUILTINS, "fused"])
+    assert_no_correct_tier_fails(range(18), [*BUILTINS, "fused"])
 
 
 @pytest.mark.slow

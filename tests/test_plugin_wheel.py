@@ -14,6 +14,9 @@ import pytest
 
 from helpers import run_command, run_python
 
+# what is built once is built in one process
+pytestmark = pytest.mark.xdist_group("wheel")
+
 SOURCE = Path(__file__).parents[1] / "plugins" / "layerlab-fused"
 
 
