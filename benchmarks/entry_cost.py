@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from whole_command import layerlab
 
 BUDGET = 2.0
 BASELINE = 'python -c "import typer, pydantic"'
@@ -32,12 +33,6 @@ COMMANDS = {
     "layerlab run --data missing.csv": ["run", "--data", "missing.csv", "--target", "price"],
     "layerlab run --batch-size 65": ["run", "--batch-size", "65"],
 }
-
-
-def layerlab() -> list[str]:
-    """The installed script beside this interpreter, or the module where there is none."""
-    script = shutil.which("layerlab", path=str(Path(sys.executable).parent))
-    return [script] if script else [sys.executable, "-m", "layerlab"]
 
 
 def seconds(command: list[str], folder: str) -> float:

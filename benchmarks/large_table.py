@@ -4,6 +4,9 @@ A Parquet table of random numbers is made, read and laid out as ``layerlab run``
 steps of a tier under the Trainer, as `layerlab.TierModule` runs them, gathering included; and a bare loop
 that draws as many minibatches, in an order drawn each epoch, from the same mapped rows, and reads each loss.
 
+Memory is looked at twenty times a second all the while, and so is that of a table a quarter as large, in a
+process of its own.
+
     python benchmarks/large_table.py [--gigabytes 2] [--rounds 7] [--json FILE]
 """
 
@@ -12,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +30,20 @@ import pyarrow.parquet
 import torch
 
 from layerlab import Params, TierModule, TrainingData, startup
+from layerlab.benchmarking.report import Timing
 from layerlab.data import load_prepared
 from layerlab.reference import initial_params
 from layerlab.spec import build_spec
 from layerlab.tiers.custom_module import CustomModuleTier
 from layerlab.training import make_trainer, quiet_lightning
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 BUDGET = 1.10
 COLUMNS, HIDDEN, BATCH, LR = 101, 100, 256, 1e-7
 STEPS = 2000
+_LOOK = 0.05  # seconds
 
 
 def make_table(path: Path, gigabytes: float) -> None:
@@ -81,19 +91,43 @@ def own_mb() -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon"))
 
 
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """Within this context a thread looks at the memory; what it saw, beyond what there was at first."""
+    at_first, seen, over = own_mb(), list[float](), threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK):
+            seen.append(own_mb() - at_first)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
 def measure(gigabytes: float, rounds: int) -> dict[str, Any]:
     """Reads the table, then times both sides in turn."""
     make_table(Path("table.parquet"), gigabytes)
-    size = Path("table.parquet").stat().st_size
-    at_first, most = own_mb(), 0.0
+    with watched() as seen:
+        figures = timed(rounds)
+    return {
+        "table_gb": Path("table.parquet").stat().st_size / 1e9,
+        **figures,
+        "own_memory_grown_mb": max(seen),
+    }
 
-    def told(_: str) -> None:
-        nonlocal most
-        most = max(most, own_mb())
 
+def timed(rounds: int) -> dict[str, Any]:
+    """As `measure`, of the table that is there."""
     flags = {"data": "table.parquet", "target": ["y"], "val_fraction": 0.0}
     began = time.perf_counter()
-    prepared = load_prepared(build_spec(flags=flags), told)
+    prepared = load_prepared(build_spec(flags=flags), lambda _: None)
+    if not prepared.dataset.is_mapped:
+        sys.exit("a table of so few bytes is read into memory: --gigabytes 0.3")
     data = TrainingData(*prepared.arrays(prepared.train, "f4", "f4"), *prepared.arrays(prepared.val))
     reading = time.perf_counter() - began
     params = initial_params(COLUMNS - 1, HIDDEN, 1, init="linear", bias=True, seed=0)
@@ -103,19 +137,16 @@ def measure(gigabytes: float, rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for name, side in (("bare", bare), ("blocks", blocks)):
             seconds = side(params, data, STEPS, number)
-            told("")
             if number:  # the first round brings pages into the disk's cache, and is not counted
                 times[name].append(seconds)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    timings = {name: Timing.of(taken) for name, taken in times.items()}
     return {
-        "table_gb": size / 1e9,
         "rows": len(prepared.dataset.x),
         "mapped": prepared.dataset.is_mapped,
         "reading_seconds": reading,
-        "own_memory_grown_mb": most - at_first,
         "seconds": times,
-        "median": medians,
-        "ratio": medians["blocks"] / medians["bare"],
+        "median": {name: timing.median for name, timing in timings.items()},
+        "ratio": timings["blocks"].over(timings["bare"]).median,
         "budget": BUDGET,
     }
 
@@ -128,12 +159,22 @@ def main() -> None:
     )
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the table (default: 2)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each side (default: 7)")
+    parser.add_argument(
+        "--no-quarter", dest="quarter", action="store_false", help="nor a table a quarter as large"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     output = arguments.json and arguments.json.absolute()
     with tempfile.TemporaryDirectory(dir=os.curdir) as folder:
         os.chdir(folder)
+        if arguments.quarter:
+            quarter = [sys.executable, __file__, "--no-quarter", "--rounds", "1", "--json", "quarter.json"]
+            subprocess.run(
+                [*quarter, "--gigabytes", str(arguments.gigabytes / 4)], stdout=subprocess.DEVNULL, check=True
+            )
         figures = measure(arguments.gigabytes, arguments.rounds)
+        if arguments.quarter:
+            figures["quarter"] = json.loads(Path("quarter.json").read_text())
         os.chdir("..")
     median = {name: f"{seconds * 1e6:.0f} us" for name, seconds in figures["median"].items()}
     sys.stdout.write(
@@ -143,6 +184,9 @@ def main() -> None:
         f"ratio {figures['ratio']:.2f} (budget {BUDGET:g})\n"
         f"memory of its own grown by {figures['own_memory_grown_mb']:.0f} MB\n"
     )
+    if "quarter" in figures:
+        quarter = figures["quarter"]
+        sys.stdout.write(f"of {quarter['table_gb']:.2f} GB by {quarter['own_memory_grown_mb']:.0f} MB\n")
     if output:
         output.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -55,6 +55,8 @@ def measure(part: str, folder: Path, found: dict[str, Any]) -> Any:
     """The figures of a part, made in a folder of their own; of some parts others must be found already."""
     if part == "bench":
         figures = bench(BENCH, folder)
+        if figures["picture_fault"]:
+            raise SystemExit(f"no picture: {figures['picture_fault']}\n{kept(json.dumps(figures))}")
         shutil.copy(folder / figures["picture"], IMAGES / "bench.png")
         return figures
     if part == "fused":
@@ -66,8 +68,18 @@ def measure(part: str, folder: Path, found: dict[str, Any]) -> Any:
         return bench([*FUSED, fastest_bare(timings_of(found["bench"]), BUILTINS[1:])], folder)
     out = folder / f"{part}.json"
     command = [sys.executable, str(HERE / f"{part}.py"), "--json", str(out), *SCRIPTS[part]]
-    subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    code = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False).returncode
+    if code:
+        said = kept(out.read_text()) if out.exists() else "nothing was measured"
+        raise SystemExit(f"{part}.py ended with {code}; {said}")
     return json.loads(out.read_text())
+
+
+def kept(figures: str) -> str:
+    """Says where figures are that do not go on the page."""
+    file = Path(tempfile.mkdtemp(prefix="performance-"), "figures.json")
+    file.write_text(figures)
+    return f"what was measured is in {file}"
 
 
 def bench(arguments: list[str], folder: Path) -> dict[str, Any]:
@@ -84,11 +96,9 @@ def bench(arguments: list[str], folder: Path) -> dict[str, Any]:
     (config,) = figures["configs"]
     refused = [f"{name}: {why}" for name, why in {**config["refused"], **config["peers_refused"]}.items()]
     if refused or figures["peers_missing"] or figures["stopped"]:
-        kept = Path(tempfile.mkdtemp(prefix="performance-"), "bench.json")
-        kept.write_text(told)
         said = [*refused, *(f"{name}: not installed" for name in figures["peers_missing"])]
         head = figures["stopped"] or "not everybody has a row"
-        raise SystemExit("\n".join([f"{head}; what was measured is in {kept}", *said]))
+        raise SystemExit("\n".join([f"{head}; {kept(told)}", *said]))
     return figures
 
 

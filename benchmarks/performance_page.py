@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling import BUDGET
+
 from layerlab.benchmarking.report import FEWEST_ROUNDS, Timing, interval_label
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
             f"exponent of the cost, {s['grows']} from {size}, `{s['tier']}`",
             "linear: 1",
             Timing.of(slopes),
-            1.10,
+            BUDGET,
         )
         for s in found["scaling"]
         for size, slopes in zip(s["seconds"], s["exponents"], strict=False)
@@ -173,10 +175,21 @@ def _tiers(config: dict[str, Any]) -> str:
             f"{row['gflops']:.1f}",
             f"{100 * row['floor_share']:.0f} %",
             f"{1e3 * row['once']:.3g}",
+            f"{row['peak_mb']:.1f}",
         ]
         for row in config["rows"]
     ]
-    columns = ["tier", "bare", "Lightning", "tracked", "tracked / bare", "GFLOP/s", "floor", "once, ms"]
+    columns = [
+        "tier",
+        "bare",
+        "Lightning",
+        "tracked",
+        "tracked / bare",
+        "GFLOP/s",
+        "floor",
+        "once, ms",
+        "memory, MB",
+    ]
     return table(columns, rows)
 
 
@@ -269,13 +282,12 @@ def _made(found: dict[str, Any]) -> str:
 
 def page(found: dict[str, Any]) -> str:
     """The text of the page."""
-    bench, large = found["bench"], found["large_table"]
+    bench, large, commands = found["bench"], found["large_table"], found["whole_command"]
     config, machine = bench["configs"][0], bench["machine"]
     return (
         (HERE / "performance_page.txt")
         .read_text()
         .format(
-            date=bench["date"][:10],
             claimed=_claimed(found),
             sizes=f"{config['batch_size']} rows, {config['d_in']} inputs, {config['hidden']} hidden units",
             d_out=config["d_out"],
@@ -286,6 +298,10 @@ def page(found: dict[str, Any]) -> str:
             rows=large["rows"],
             table_gb=large["table_gb"],
             grown=large["own_memory_grown_mb"],
+            quarter=large["quarter"],
+            run=commands["ratios"][0]["of"],
+            modules=len(commands["imports"]) + commands["modules_beside"],
+            beside=commands["modules_beside"],
             about=_about(machine),
             cuda=_cuda(found),
             made=_made(found),

@@ -1,8 +1,9 @@
 """How the cost grows with the problem: batch, inputs, hidden units and steps, each ten times larger, twice.
 
-The first three are sweeps of ``layerlab bench``; the last is the time that ``layerlab run`` trains and
-records. There is an exponent for each tenfold, of every round by itself, in which all sizes had their turn: 1
-where cost is linear, and less where overhead is left.
+The first three are sweeps of ``layerlab bench``; the last is the time that ``layerlab run`` trains, each loss
+written down for the record, which another process sends meanwhile. There is an exponent for each tenfold, of
+every round by itself, in which all sizes had their turn: 1 where cost is linear, and less where overhead is
+left.
 
     python benchmarks/scaling.py [--rounds 6] [--json FILE] [--png FILE]
 """
@@ -47,15 +48,15 @@ def exponents(points: dict[int, list[float]]) -> list[list[float]]:
 
 
 def measure(rounds: int) -> Found:
-    """Seconds of a bare step, or of all steps of a tracked run."""
+    """Seconds of a bare step, or of all steps of a tracked run; none where a tier is refused."""
     found: Found = {}
     for name, (argument, sizes) in SWEEPS.items():
         sweep: dict[str, Any] = {argument: sizes}
         report = layerlab.bench(TIERS, modes=["bare"], rounds=rounds, seconds=0.2, **sweep)
         found[name] = {tier: {} for tier in TIERS}
         for config in report.configs:
-            if config.refused:
-                raise SystemExit(f"{config.label}: {config.refused}")
+            for tier, why in config.refused.items():
+                sys.stderr.write(f"{config.label}: no figure for {tier}: {why}\n")
             for row in config.rows:
                 found[name][row.tier][getattr(config, argument)] = list(row.timings["bare"].rounds)
     found["steps"] = {STEPPED: {steps: [] for steps in STEPS}}
@@ -92,7 +93,7 @@ def draw(path: Path, found: Found) -> None:
         linear = [Timing.of(first[start]).median * size / start for size in sorted(first)]
         axis.plot(sorted(first), linear, color="0.7", linestyle="--", label="linear", zorder=0)
         axis.set_xlabel(name)
-        axis.set_ylabel("seconds of the run" if name == "steps" else "seconds a step")
+        axis.set_ylabel("seconds of the training" if name == "steps" else "seconds a step")
         axis.legend(fontsize=7, frameon=False, title="exponent of each tenfold", title_fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -127,6 +128,8 @@ def main() -> None:
         outputs[0].write_text(json.dumps(figures, indent=2) + "\n")
     if outputs[1]:
         draw(outputs[1], found)
+    if any(len(points) < len(SWEEPS[name][1]) for name in SWEEPS for points in found[name].values()):
+        sys.exit("not every tier has a figure at every size")
 
 
 if __name__ == "__main__":
