@@ -1,4 +1,4 @@
-"""The step in torch's operations: where there is no compiled one, and on every device but the CPU.
+"""The step in torch's operations: where there is no compiled one, for the CPU or for CUDA.
 
 The gradient of a weight matrix is a product, and plain gradient descent subtracts a multiple of it:
 ``w -= lr * a.T @ b``. `torch.Tensor.addmm_` does just that, in place
