@@ -181,15 +181,37 @@ print(sys.modules["scipy.signal"] is signal, plot._AX_TYPE is axes.Axes)
     assert run_python(code, cwd=empty_folder).stdout == "True True\n"
 
 
-def test_whoever_asks_for_more_of_what_is_executed_later_has_it(empty_folder: Path) -> None:
-    """A name that torchmetrics itself does not import: the module is executed, and only once."""
+def test_what_is_executed_later_is_what_it_would_be(empty_folder: Path) -> None:
+    """Types hold what they held, whoever asks for more gets it, and a failure is told every time."""
     code = """
+import sys
 import layerlab.training
+import torch, torchmetrics
 from torchmetrics.utilities import plot
-from torchmetrics.utilities.plot import plot_curve, trim_axs
+from torchmetrics.utilities.plot import plot_curve
+print(plot_curve.__module__, plot_curve.__name__)
+sys.modules["matplotlib"] = None  # there is none to import
+for _ in range(2):
+    try:
+        plot.trim_axs
+    except ImportError as error:
+        print(error.name)
+del sys.modules["matplotlib"]
+metric = torchmetrics.MetricCollection([torchmetrics.MeanMetric()])
+metric.update(torch.tensor(3.0))
+try:
+    metric.plot(ax="nonsense", together=True)
+except ValueError as error:
+    print(error)
+from torchmetrics.utilities.plot import trim_axs
 print(trim_axs is plot.trim_axs, plot_curve is not plot.plot_curve, hasattr(plot, "nothing"))
+print("plot_confusion_matrix" in dir(plot))
 """
-    assert run_python(code, cwd=empty_folder).stdout == "True True False\n"
+    result = run_python(code, cwd=empty_folder, env={"MPLBACKEND": "Agg"})
+    said = result.stdout.splitlines()
+    assert said[:3] == ["torchmetrics.utilities.plot plot_curve", "matplotlib", "matplotlib"], result.stderr
+    assert "Expected argument `ax` to be a matplotlib axis object" in said[3]
+    assert said[4:] == ["True True False", "True"]
 
 
 def test_what_torchmetrics_imports_beside_finds_the_real_scipy(empty_folder: Path) -> None:

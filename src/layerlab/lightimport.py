@@ -5,18 +5,19 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import sys
+import threading
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # The modules that go without SciPy, and the package for whose sake they want it.
 _REPAIRS = ("torchmetrics", "torchmetrics.audio", "torchmetrics.functional.audio")
 _REPAIRED = "srmrpy"
-# The module that wants Matplotlib, what others take from it to annotate, and what they call.
+# The module that wants Matplotlib, the types that others take from it, and what they call.
 _PLOTS = "torchmetrics.utilities.plot"
 _TYPES = {"_AX_TYPE", "_CMAP_TYPE", "_PLOT_OUT_TYPE"}
 _CALLED = {"plot_confusion_matrix", "plot_curve", "plot_single_or_multi_val"}
@@ -92,29 +93,55 @@ class _Later(SourceFileLoader):
     """Executes a module when one of its functions is called, or when it is asked for anything else."""
 
     def exec_module(self, module: ModuleType) -> None:
-        execute = super().exec_module
+        execute, lock = super().exec_module, threading.RLock()
+        executed: dict[str, Any] = {}
 
         def real(name: str) -> Any:
-            later = vars(module).pop("__getattr__", None)
-            if later is not None:
-                try:
-                    execute(module)
-                except BaseException:
-                    module.__dict__["__getattr__"] = later  # the next one is told the same
-                    raise
-            return getattr(module, name)
+            with lock:
+                if not executed:
+                    later = {hook: vars(module).pop(hook) for hook in hooks}
+                    try:
+                        execute(module)
+                    except BaseException:
+                        vars(module).update(later)  # the next one is told the same
+                        raise
+                    executed.update(vars(module))
+            if name not in executed:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            return executed[name]
 
         def find(name: str) -> Any:
-            if name in _TYPES:
-                return object
-            if name.startswith("__"):  # asked for by import statements, to see whether it is a package
+            if name == "__path__":  # asked for by import statements, to see whether it is a package
                 raise AttributeError(name)
-            if name not in _CALLED:
-                return real(name)
+            if name in _CALLED:
+                return stands_in[name]
+            return _type_of(name, real) if name in _TYPES else real(name)
 
-            def call(*args: Any, **kwargs: Any) -> Any:
-                return real(name)(*args, **kwargs)
+        def names() -> list[str]:
+            real("__name__")
+            return sorted(vars(module))
 
-            return call
+        stands_in = {name: _call_of(name, real, module.__name__) for name in _CALLED}
+        hooks = {"__getattr__": find, "__dir__": names}
+        vars(module).update(hooks)
 
-        module.__dict__["__getattr__"] = find
+
+def _call_of(name: str, real: Callable[[str], Any], module: str) -> Callable[..., Any]:
+    """A function that calls another one, which is not there yet."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return real(name)(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = module
+    return call
+
+
+def _type_of(name: str, real: Callable[[str], Any]) -> type:
+    """A type that holds what another one does, which is not there yet."""
+
+    class Later(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real(name))
+
+    return Later(name, (), {})
