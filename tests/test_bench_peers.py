@@ -118,22 +118,28 @@ def test_peers_beside_a_tier(folder: Path, client: Any, layerlab_cli: Any) -> No
 
 
 @needs_all
-def test_who_says_float64_computes_in_it(empty_folder: Path) -> None:
-    """The parameters of skorch are those of float64; Keras multiplies in single precision, and says so."""
+def test_what_a_peer_computes_in_is_seen(empty_folder: Path) -> None:
+    """Float64 is float64, but for Keras, which says so; nobody takes more threads than the others."""
     code = """
+import torch
 from layerlab.benchmarking.peers.worker import PeerWorker
 from layerlab.errors import TierError
-for name in ("skorch", "keras"):
+for name in ("lightning-script", "skorch", "keras"):
     worker = PeerWorker(name, "64-true", "cpu", name)
     worker.begun()
     try:
         print(worker.time([8, 6, 5, 3], 40, 0)["fault"])
     except TierError as error:
         print(error)
+worker = PeerWorker("skorch", "32-true", "cpu", "threads")
+worker.begun()
+torch.set_num_threads(torch.get_num_threads() + 1)
+print(worker.time([8, 6, 5, 3], 40, 0)["fault"])
 """
-    skorch, keras = run_python(code, cwd=empty_folder).stdout.splitlines()
-    assert skorch == "None"
+    script, skorch, keras, more = run_python(code, cwd=empty_folder).stdout.splitlines()
+    assert (script, skorch) == ("None", "None")
     assert re.fullmatch(r"Keras \S+ multiplies float64 as float32, and the job is in float64", keras)
+    assert more.startswith("changes the settings of its process: threads from ")
 
 
 @needs_all

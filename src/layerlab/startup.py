@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-TELEMETRY_OFF = "MLFLOW_DISABLE_TELEMETRY"
 ENVIRONMENT = {
     # Looking for pydantic's plugins means reading the metadata of every distribution there is.
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
@@ -20,7 +19,7 @@ ENVIRONMENT = {
     # not by 4 KB (https://github.com/pytorch/pytorch/pull/107697).
     HUGE_PAGES: "1",
     # Nothing leaves the machine but to the store that the user names.
-    TELEMETRY_OFF: "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 # mallopt(3), and the variables by which a user says something of the kind
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

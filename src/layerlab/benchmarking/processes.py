@@ -98,17 +98,19 @@ class WorkerProcess:
             self._check()  # whoever stops the coordinator may stop others too, and no tier is refused for it
         if not line:
             self.ended = True
-            raise Refused(f"its process ended in '{what}' with code {self._code()}")
+            raise Refused(self._ended(what))
         if "error" in answer:
             raise Refused(f"{what}: {answer['error']}")
         return answer
 
-    def _code(self) -> int:
-        """The exit code of a process that will not answer: one that closed its pipe and stayed is ended."""
-        with suppress(subprocess.TimeoutExpired):
-            return self._process.wait(_LEAVING)
-        kill_group(self._process)
-        return self._process.wait()
+    def _ended(self, what: str) -> str:
+        """How a process that will not answer went; one that closed its pipe and stayed is ended."""
+        try:
+            return f"its process ended in '{what}' with code {self._process.wait(_LEAVING)}"
+        except subprocess.TimeoutExpired:
+            kill_group(self._process)
+            self._process.wait()
+            return f"its process closed its pipe in '{what}' and stayed, and was ended"
 
     def _line(self, what: str) -> bytes:
         """The next line that it writes; empty if it ends before."""

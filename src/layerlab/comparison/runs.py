@@ -97,7 +97,7 @@ def _refuse_missing(uri: str) -> None:
 
 
 def _find(store: Store, run_id: str) -> Run:
-    from mlflow.exceptions import MlflowException  # after layerlab.tracking, which keeps its telemetry off
+    from mlflow.exceptions import MlflowException  # after layerlab.tracking.store, for its telemetry
 
     try:
         run = store.client.get_run(run_id)

@@ -5,13 +5,6 @@ process (`process`), which imports MLflow while the first imports torch, holds t
 what the journal has (`delivery`). It outlives a trainer that is killed, and closes its run.
 """
 
-import os
-
-from layerlab import startup
-
-# In a process that is somebody else's too; said before a module of this package imports mlflow.
-os.environ.setdefault(startup.TELEMETRY_OFF, startup.ENVIRONMENT[startup.TELEMETRY_OFF])
-
 from layerlab.tracking.info import DatasetInfo, KnownRun, RunInfo
 from layerlab.tracking.record import Closing, Record
 from layerlab.tracking.recorder import OfflineRecorder, Recorder

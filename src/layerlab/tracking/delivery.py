@@ -8,6 +8,7 @@ deleted, is passed over and told. Nothing waits in memory: what is not sent is i
 from __future__ import annotations
 
 import base64
+import os
 import re
 import threading
 import time
@@ -16,6 +17,9 @@ from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+# Nothing leaves the machine but to the store that the user names; said before mlflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException

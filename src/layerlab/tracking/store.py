@@ -11,6 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Nothing leaves the machine but to the store that the user names; said before mlflow is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 from mlflow.exceptions import MlflowException
@@ -26,7 +29,6 @@ from layerlab.journal import (
     path_of,
 )
 from layerlab.liveness import is_alive
-from layerlab.startup import TELEMETRY_OFF
 from layerlab.steps import Steps
 from layerlab.storeuri import (
     DEFAULT_URI,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 # Once more for a process that took over another one's environment; and the client would print the address of
 # every run to stdout, which belongs to the report, and draw bars on the terminal.
 _QUIET = {
-    TELEMETRY_OFF: "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }

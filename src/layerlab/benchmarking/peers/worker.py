@@ -54,7 +54,11 @@ class PeerWorker:
         return {"installed": f"{self.peer.distribution} {version(self.peer.distribution)}"}
 
     def time(self, sizes: list[int], steps: int, seed: int) -> dict[str, Any]:
-        """Seconds a step of a new training, and what shows that it was not made, or None."""
+        """Seconds a step of a new training, and what shows that it was not made, or None.
+
+        Raises:
+            TierError: The peer cannot do the job.
+        """
         n, d_in, hidden, d_out = sizes
         problem = TimedProblem.draw(
             (n, d_in, hidden, d_out),
