@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 BUDGET = 1.10
 COLUMNS, HIDDEN, BATCH, LR = 101, 100, 256, 1e-7
 STEPS = 2000
+LEAST_GB = 0.3
 _LOOK = 0.05  # seconds
 
 
@@ -126,8 +126,6 @@ def timed(rounds: int) -> dict[str, Any]:
     flags = {"data": "table.parquet", "target": ["y"], "val_fraction": 0.0}
     began = time.perf_counter()
     prepared = load_prepared(build_spec(flags=flags), lambda _: None)
-    if not prepared.dataset.is_mapped:
-        sys.exit("a table of so few bytes is read into memory: --gigabytes 0.3")
     data = TrainingData(*prepared.arrays(prepared.train, "f4", "f4"), *prepared.arrays(prepared.val))
     reading = time.perf_counter() - began
     params = initial_params(COLUMNS - 1, HIDDEN, 1, init="linear", bias=True, seed=0)
@@ -160,22 +158,24 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the table (default: 2)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each side (default: 7)")
     parser.add_argument(
-        "--no-quarter", dest="quarter", action="store_false", help="nor a table a quarter as large"
+        "--no-quarter", dest="quarter", action="store_false", help="leave out the table a quarter as large"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     output = arguments.json and arguments.json.absolute()
-    with tempfile.TemporaryDirectory(dir=os.curdir) as folder:
-        os.chdir(folder)
+    least = 4 * LEAST_GB if arguments.quarter else LEAST_GB
+    if arguments.gigabytes < least:
+        parser.error(f"--gigabytes: should be {least:g} or more: a table of fewer bytes is read into memory")
+    if arguments.rounds < 1:
+        parser.error("--rounds: should be at least 1")
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, chdir(folder):
         if arguments.quarter:
-            quarter = [sys.executable, __file__, "--no-quarter", "--rounds", "1", "--json", "quarter.json"]
-            subprocess.run(
-                [*quarter, "--gigabytes", str(arguments.gigabytes / 4)], stdout=subprocess.DEVNULL, check=True
-            )
+            command = [sys.executable, __file__, "--no-quarter", "--json", "quarter.json"]
+            command += ["--gigabytes", str(arguments.gigabytes / 4), "--rounds", str(arguments.rounds)]
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         figures = measure(arguments.gigabytes, arguments.rounds)
         if arguments.quarter:
             figures["quarter"] = json.loads(Path("quarter.json").read_text())
-        os.chdir("..")
     median = {name: f"{seconds * 1e6:.0f} us" for name, seconds in figures["median"].items()}
     sys.stdout.write(
         f"{figures['table_gb']:.2f} GB, {figures['rows']} rows, {'' if figures['mapped'] else 'not '}mapped; "

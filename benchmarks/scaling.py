@@ -126,10 +126,10 @@ def main() -> None:
     sys.stdout.write("\n".join(lines) + "\n")
     if outputs[0]:
         outputs[0].write_text(json.dumps(figures, indent=2) + "\n")
+    if any(len(points) < len(SWEEPS[name][1]) for name in SWEEPS for points in found[name].values()):
+        sys.exit("not every tier has a figure at every size, and nothing is drawn")
     if outputs[1]:
         draw(outputs[1], found)
-    if any(len(points) < len(SWEEPS[name][1]) for name in SWEEPS for points in found[name].values()):
-        sys.exit("not every tier has a figure at every size")
 
 
 if __name__ == "__main__":
