@@ -45,6 +45,7 @@ FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "
 # What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
     "whole_command": ["--rounds", "21"],
+    "tracked_run": ["--rounds", "21", "--steps", "5000"],
     "memory": ["--rounds", "6"],
     "scaling": ["--rounds", "11", "--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],

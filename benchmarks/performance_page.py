@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
+# What a tracked step is to take at most beside the bare loop of its tier.
+STEP = 1.05
 CUDA_ROUNDS, CUDA_SECONDS = 9, 0.05
 _ON_CUDA = f"--accelerator gpu --rounds {CUDA_ROUNDS} --seconds {CUDA_SECONDS} --json"
 CUDA_BENCH = f"layerlab bench all fused {_ON_CUDA} > cuda.json"
@@ -89,7 +91,7 @@ def _of_tiers(found: dict[str, Any]) -> list[Claim]:
     bare = over(rows["fused"]["timings"]["bare"]["rounds"], rows["fused"]["floor"]["rounds"])
     return [
         *(
-            (f"a tracked step, `{tier}`", "its bare loop", _tax(row), 1.05)
+            (f"a tracked step, `{tier}`", "its bare loop", _tax(row), STEP)
             for tier, row in rows.items()
             if tier in BUILTINS[1:]
         ),
@@ -193,6 +195,18 @@ def _tiers(config: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
+def _runs(sides: dict[str, dict[str, list[float]]]) -> str:
+    """What whole runs gave, by tier."""
+    rows = []
+    for tier, seconds in sides.items():
+        tracked, bare = (Timing.of([1e6 * s for s in seconds[side]]) for side in ("tracked", "bare"))
+        ratio = tracked.over(bare)
+        rows.append(
+            [f"`{tier}`", shown(tracked, ".0f"), shown(bare, ".0f"), shown(ratio), verdict(ratio, STEP)]
+        )
+    return table(["tier", "a run's step, us", "its bare loop's", "ratio", f"at most {STEP:g}"], rows)
+
+
 def _cuda(found: dict[str, Any]) -> str:
     """What a bench on CUDA gave."""
     if "cuda" not in found:
@@ -293,6 +307,8 @@ def page(found: dict[str, Any]) -> str:
             d_out=config["d_out"],
             rounds=_rounds(bench),
             tiers=_tiers(config),
+            more=found["tracked_run"]["steps"],
+            runs=_runs(found["tracked_run"]["tiers"]),
             peers=_peers(config),
             growth=_growth(found),
             rows=large["rows"],

@@ -231,6 +231,7 @@ def test_the_exponents_are_the_slopes_from_size_to_size() -> None:
     ("name", "arguments", "key"),
     [
         ("memory", ["--steps", "2000", "--rounds", "2"], "grown_mb"),
+        ("tracked_run", ["--steps", "200", "--rounds", "1", "--tiers", "tensors,optim"], "ratios"),
         ("large_table", ["--gigabytes", "0.3", "--rounds", "1", "--no-quarter"], "ratio"),
     ],
 )

@@ -215,7 +215,7 @@ def _check(
 
 
 def _metrics(config: Config, *, single: bool) -> dict[str, float]:
-    """What MLflow plots, by tier, of a sweep by problem too: all columns of the table, and their intervals."""
+    """What MLflow plots, by tier, of a sweep by problem too: columns of the table, and their intervals."""
     prefix = "" if single else f"{config.label}/"
     metrics: dict[str, float] = {}
     for row in config.rows:
