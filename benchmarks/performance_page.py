@@ -196,14 +196,16 @@ def _tiers(config: dict[str, Any]) -> str:
 
 
 def _runs(sides: dict[str, dict[str, list[float]]]) -> str:
-    """What whole runs gave, by tier."""
+    """What whole runs gave, by tier and of all tiers together."""
     rows = []
-    for tier, seconds in sides.items():
+    every = {
+        side: [sum(one) for one in zip(*(seconds[side] for seconds in sides.values()), strict=True)]
+        for side in ("tracked", "bare")
+    }
+    for tier, seconds in [*((f"`{tier}`", seconds) for tier, seconds in sides.items()), ("all", every)]:
         tracked, bare = (Timing.of([1e6 * s for s in seconds[side]]) for side in ("tracked", "bare"))
         ratio = tracked.over(bare)
-        rows.append(
-            [f"`{tier}`", shown(tracked, ".0f"), shown(bare, ".0f"), shown(ratio), verdict(ratio, STEP)]
-        )
+        rows.append([tier, shown(tracked, ".0f"), shown(bare, ".0f"), shown(ratio), verdict(ratio, STEP)])
     return table(["tier", "a run's step, us", "its bare loop's", "ratio", f"at most {STEP:g}"], rows)
 
 
