@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 9
 SECONDS = 0.2
+# What the tags of every run have already.
+_VERSIONS = ("python", "torch", "numpy")
 
 
 def bench(
@@ -167,7 +169,8 @@ def _measure(
 
 
 def _log(record: Record, report: BenchReport) -> None:
-    record.set_tags({f"machine.{key}": str(value) for key, value in report.machine.items()})
+    machine = {key: value for key, value in report.machine.items() if key not in _VERSIONS}
+    record.set_tags({f"machine.{key}": str(value) for key, value in machine.items()})
     for index, config in enumerate(report.configs):
         record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
     record.log_metrics(0, {"rounds": report.rounds})
