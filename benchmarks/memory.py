@@ -20,7 +20,8 @@ from pathlib import Path
 
 BASE = 1000
 BUDGET_MB = 30
-RUN = ["run", "--plugin", "tensors", "--no-export", "--quiet"]
+RUN = ["run", "--plugin", "tensors", "--no-export", "--quiet", "--accelerator", "cpu"]
+RUN += ["--tracking-uri", "sqlite:///mlflow.db"]
 RUN += ["--n", "4", "--d-in", "3", "--d-out", "2", "--hidden", "3", "--lr", "1e-4"]
 
 

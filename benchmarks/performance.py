@@ -45,7 +45,7 @@ FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "
 # What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
     "whole_command": ["--rounds", "21"],
-    "tracked_run": ["--rounds", "21", "--steps", "5000"],
+    "tracked_run": ["--rounds", "11"],
     "memory": ["--rounds", "6"],
     "scaling": ["--rounds", "11", "--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],
@@ -154,9 +154,15 @@ def _refuse_other_bench(found: dict[str, Any], file: str, about: dict[str, Any],
 
 
 def commit_of_tree() -> str:
-    """What is measured; "-dirty" where the tree is not what was committed."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """What is measured; "-dirty" where anything but the figures is not what was committed."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    ours = [f":!{path.relative_to(HERE.parent)}" for path in (FIGURES, PAGE, IMAGES)]
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", *ours)
+    return (git("describe", "--always") or "unknown") + ("-dirty" if dirty else "")
 
 
 def made(commit: str) -> dict[str, str]:

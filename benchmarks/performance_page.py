@@ -270,10 +270,18 @@ def _about(machine: dict[str, Any]) -> str:
 
 def _peers(config: dict[str, Any]) -> str:
     rows = [
-        [p["peer"], p["mode"], micros(p["timing"]), "" if p["ratio"] is None else f"{p['ratio']:.1f}"]
+        [p["peer"], p["mode"], micros(p["timing"]), _times(p["ratio"], p["ratio_ends"])]
         for p in config["peers"]
     ]
     return table(["who", "what", "microseconds a step", "custom-module's"], rows)
+
+
+def _times(ratio: float | None, ends: Sequence[float] | None) -> str:
+    """A ratio of a peer with the ends of its interval; empty where there is none."""
+    if ratio is None or ends is None:
+        return ""
+    low, high = ends
+    return f"{ratio:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _growth(found: dict[str, Any]) -> str:

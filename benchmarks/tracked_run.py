@@ -1,11 +1,12 @@
-"""What a step of a real ``layerlab run`` takes, against its bare loop: the bench's figure, by whole runs.
+"""What a step of `layerlab.run` takes, against its bare loop: the bench's figure, by whole runs.
 
 The bench times a training that sends its losses afterwards, in turns with the loop, and adds what sending
 takes. Here everything is as a run has it: the recording process sends while the training lasts, and a run is
 over when its record is closed. For each tier, in one process and in turn: a short run, a long run, and a bare
 loop of the same problem that reads each loss. What the long run takes more than the short one, from the start
 of the training to the end of the record, is what so many more tracked steps take; the loop is timed for the
-same steps. The sides are of other seconds, and the intervals are as wide as a machine's seconds differ.
+same steps. What is left to send when a training ends, about a second's losses, is in it, and weighs less in a
+longer run. The sides are of other seconds, and the intervals are as wide as a machine's seconds differ.
 
     python benchmarks/tracked_run.py [--rounds 7] [--steps 10000] [--tiers nn,optim] [--json FILE]
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 import layerlab
-from layerlab import registry
+from layerlab import registry, startup
 from layerlab.benchmarking.report import Timing
 from layerlab.data import load_prepared
 from layerlab.reference import initial_params
@@ -35,7 +36,9 @@ SHORT = 500
 
 def whole(tier: str, steps: int) -> float:
     """Seconds of a run, from the start of its training to the end of its record."""
-    (run,) = layerlab.run(plugin=tier, steps=steps, export=False).runs
+    (run,) = layerlab.run(
+        plugin=tier, steps=steps, export=False, accelerator="cpu", tracking_uri="sqlite:///mlflow.db"
+    ).runs
     if not run.ok or run.steps != steps:
         raise SystemExit(f"{tier}: {run.status} after {run.steps} steps: {run.error or run.unsent}")
     return run.seconds["total"] - run.seconds["setup"]
@@ -84,6 +87,7 @@ def measure(tiers: list[str], rounds: int, steps: int) -> dict[str, dict[str, li
 
 def main() -> None:
     """Measures and prints the table."""
+    startup.claim()  # as the command does, of which this process makes many
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -148,7 +148,7 @@ def imports_of(command: list[str], folder: Path) -> tuple[list[str], int]:
 
 def measure(rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[str], int]:
     """The times of every command, what is imported, and how many modules come with that."""
-    run = [*layerlab(), "run", "--plugin"]
+    run = [*layerlab(), "run", "--accelerator", "cpu", "--tracking-uri", "sqlite:///mlflow.db", "--plugin"]
     modules, beside = imports_of([*run, "custom-module"], folder)
     commands = {
         RUN: [*run, "custom-module"],

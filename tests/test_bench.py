@@ -359,7 +359,8 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
     assert (metrics["optim/floor_share"], metrics["optim/peak_mb"]) == (row.floor_share, row.peak_mb)
     assert metrics["optim/sending_us"] == pytest.approx(1e6 * (row.sending or 0))
     assert run.data.tags["machine.threads"] == str(report.machine["threads"])
-    assert "machine.torch" not in run.data.tags  # it is version.torch
+    assert run.data.tags["version.torch"] == report.machine["torch"]
+    assert "machine.torch" not in run.data.tags
     names = {item.path for item in client.list_artifacts(report.run_id)}
     assert names == {"bench.json", Path(report.picture).name}
     pixels = matplotlib.image.imread(report.picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from dataclasses import asdict
@@ -209,6 +210,17 @@ def test_what_is_no_such_bench_is_not_taken_over(tmp_path: Path) -> None:
     assert refused(held).startswith("nothing says yet which loop is the fastest: layerlab bench all fused")
 
 
+def test_whole_runs_are_summed_round_by_round() -> None:
+    """Each tier by itself, and all of them: 2 + 6 over 1 + 2, and so on."""
+    sides = {
+        "nn": {"tracked": [2e-6] * 6, "bare": [1e-6] * 6},
+        "optim": {"tracked": [6e-6] * 6, "bare": [2e-6] * 6},
+    }
+    rows = script("performance_page")._runs(sides).splitlines()[2:]
+    assert [line.split(" | ")[3].split()[0] for line in rows] == ["2.00", "3.00", "2.67"]
+    assert [line.split(" | ")[1].split()[0] for line in rows] == ["2", "6", "8"]
+
+
 def test_few_rounds_reach_nothing() -> None:
     """Of fewer than six the range is no interval."""
     verdict = script("performance_page").verdict
@@ -246,7 +258,7 @@ def test_a_benchmark_runs(empty_folder: Path, name: str, arguments: list[str], k
     )
     assert (done.returncode, done.stderr) == (0, "")
     figure = json.loads(Path("figures.json").read_text())[key]
-    assert {type(value) for value in (figure if isinstance(figure, list) else [figure])} == {float}
+    assert all(math.isfinite(value) for value in (figure if isinstance(figure, list) else [figure]))
     assert [path.name for path in empty_folder.iterdir()] == ["figures.json"]
 
 

@@ -189,7 +189,7 @@ import layerlab.training
 import torch, torchmetrics
 from torchmetrics.utilities import plot
 from torchmetrics.utilities.plot import plot_curve
-print(plot_curve.__module__, plot_curve.__name__)
+print(plot_curve.__module__, plot_curve.__name__, hasattr(plot, "__warningregistry__"))
 sys.modules["matplotlib"] = None  # there is none to import
 for _ in range(2):
     try:
@@ -209,9 +209,38 @@ print("plot_confusion_matrix" in dir(plot))
 """
     result = run_python(code, cwd=empty_folder, env={"MPLBACKEND": "Agg"})
     said = result.stdout.splitlines()
-    assert said[:3] == ["torchmetrics.utilities.plot plot_curve", "matplotlib", "matplotlib"], result.stderr
+    assert said[0] == "torchmetrics.utilities.plot plot_curve False", result.stderr
+    assert said[1:3] == ["matplotlib", "matplotlib"]
     assert "Expected argument `ax` to be a matplotlib axis object" in said[3]
     assert said[4:] == ["True True False", "True"]
+
+
+def test_two_threads_execute_it_once(empty_folder: Path) -> None:
+    """Whoever comes while it is being executed has what is there before, and what is called waits."""
+    code = """
+import sys, threading
+import layerlab.training
+from torchmetrics.utilities import plot
+begun, go = threading.Event(), threading.Event()
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib":
+            begun.set()
+            go.wait(60)
+sys.meta_path.insert(0, Slow())
+first = threading.Thread(target=lambda: plot.trim_axs)
+first.start()
+begun.wait(60)
+from torchmetrics.utilities.plot import plot_curve
+seen = []
+second = threading.Thread(target=lambda: seen.append(plot.trim_axs))
+second.start()
+go.set()
+first.join()
+second.join()
+print(plot_curve.__name__, seen[0] is plot.trim_axs)
+"""
+    assert run_python(code, cwd=empty_folder).stdout == "plot_curve True\n"
 
 
 def test_what_torchmetrics_imports_beside_finds_the_real_scipy(empty_folder: Path) -> None:

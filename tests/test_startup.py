@@ -124,7 +124,7 @@ Recording().open("sqlite:///mlflow.db", None, ".", users)
 print([os.environ[key] for key in startup.ENVIRONMENT])
 """
     result = run_python(code, cwd=empty_folder)
-    assert result.stdout == "['__all__', '1']\n", result.stderr
+    assert result.stdout == "['__all__', '1', 'true']\n", result.stderr
 
 
 def test_the_collector_goes_on_after_a_failure(empty_folder: Path) -> None:
@@ -184,3 +184,23 @@ def test_a_run_of_the_command_keeps_freed_memory(empty_folder: Path, own: bool, 
     """And one in somebody's own process does not."""
     result = run_python(RUN.format(own=own), cwd=empty_folder)
     assert result.stdout == f"FINISHED {said}\n", result.stderr
+
+
+@pytest.mark.parametrize("module", ["layerlab.comparison.runs", "layerlab.tracking.delivery"])
+def test_telemetry_is_off_before_mlflow_is_imported(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    """In whatever process, and whoever imports it; what the user says of it stays."""
+    code = f"""
+import os, sys
+class Witness:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mlflow":
+            print(os.environ.get("MLFLOW_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Witness())
+import {module}
+"""
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    assert run_python(code, cwd=empty_folder).stdout == "true\n"
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "false")
+    assert run_python(code, cwd=empty_folder).stdout == "false\n"

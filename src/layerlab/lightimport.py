@@ -95,35 +95,38 @@ class _Later(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         execute, lock = super().exec_module, threading.RLock()
         executed: dict[str, Any] = {}
+        executing = False
 
         def real(name: str) -> Any:
+            nonlocal executing
             with lock:
-                if not executed:
-                    later = {hook: vars(module).pop(hook) for hook in hooks}
+                if not executed and not executing:
+                    executing = True
                     try:
                         execute(module)
-                    except BaseException:
-                        vars(module).update(later)  # the next one is told the same
-                        raise
+                    finally:
+                        executing = False  # after a failure the next one is told the same
                     executed.update(vars(module))
+                    for hook in ("__getattr__", "__dir__"):
+                        del executed[hook], vars(module)[hook]
             if name not in executed:
                 raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
             return executed[name]
 
         def find(name: str) -> Any:
-            if name == "__path__":  # asked for by import statements, to see whether it is a package
-                raise AttributeError(name)
-            if name in _CALLED:
+            if name in stands_in:
                 return stands_in[name]
-            return _type_of(name, real) if name in _TYPES else real(name)
+            if name.startswith("__") and name != "__all__":  # whoever looks through all modules asks for such
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            return real(name)
 
         def names() -> list[str]:
             real("__name__")
             return sorted(vars(module))
 
-        stands_in = {name: _call_of(name, real, module.__name__) for name in _CALLED}
-        hooks = {"__getattr__": find, "__dir__": names}
-        vars(module).update(hooks)
+        stands_in: dict[str, Any] = {name: _call_of(name, real, module.__name__) for name in _CALLED}
+        stands_in |= {name: _type_of(name, real) for name in _TYPES}
+        vars(module).update(__getattr__=find, __dir__=names)
 
 
 def _call_of(name: str, real: Callable[[str], Any], module: str) -> Callable[..., Any]:
