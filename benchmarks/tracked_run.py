@@ -99,8 +99,11 @@ def main() -> None:
     output = arguments.json and arguments.json.absolute()
     if min(arguments.rounds, arguments.steps) < 1:
         parser.error("--rounds, --steps: should be at least 1")
+    tiers = arguments.tiers.split(",")
+    if unknown := [tier for tier in tiers if tier not in TIERS]:
+        parser.error(f"--tiers: not one of {', '.join(TIERS)}: {', '.join(unknown)}")
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        found = measure(arguments.tiers.split(","), arguments.rounds, arguments.steps)
+        found = measure(tiers, arguments.rounds, arguments.steps)
     lines, ratios = ["tier             tracked us  bare us  ratio"], []
     for tier, sides in found.items():
         tracked, loop = (Timing.of(sides[side]) for side in ("tracked", "bare"))
