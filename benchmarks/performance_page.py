@@ -144,8 +144,15 @@ def micros(timing: dict[str, Any]) -> str:
 
 def shown(value: Timing, form: str = ".2f") -> str:
     """A median with the ends of its interval; one round has none."""
-    median, low, high = (f"{figure:{form}}" for figure in (value.median, value.low, value.high))
-    return f"{median} [{low}, {high}]" if len(value.rounds) > 1 else median
+    if len(value.rounds) == 1:
+        return f"{value.median:{form}}"
+    return with_ends(value.median, (value.low, value.high), form)
+
+
+def with_ends(median: float, ends: Sequence[float], form: str) -> str:
+    """A median with the ends of its interval."""
+    low, high = ends
+    return f"{median:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def verdict(value: Timing, most: float | None) -> str:
@@ -270,18 +277,15 @@ def _about(machine: dict[str, Any]) -> str:
 
 def _peers(config: dict[str, Any]) -> str:
     rows = [
-        [p["peer"], p["mode"], micros(p["timing"]), _times(p["ratio"], p["ratio_ends"])]
+        [
+            p["peer"],
+            p["mode"],
+            micros(p["timing"]),
+            "" if p["ratio"] is None else with_ends(p["ratio"], p["ratio_ends"], ".1f"),
+        ]
         for p in config["peers"]
     ]
     return table(["who", "what", "microseconds a step", "custom-module's"], rows)
-
-
-def _times(ratio: float | None, ends: Sequence[float] | None) -> str:
-    """A ratio of a peer with the ends of its interval; empty where there is none."""
-    if ratio is None or ends is None:
-        return ""
-    low, high = ends
-    return f"{ratio:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _growth(found: dict[str, Any]) -> str:

@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 
 import layerlab
-from layerlab import registry, startup
+from layerlab import startup
 from layerlab.benchmarking.report import Timing
-from layerlab.data import load_prepared
+from layerlab.planning import plan
 from layerlab.reference import initial_params
 from layerlab.spec import build_spec
 
@@ -46,20 +46,16 @@ def whole(tier: str, steps: int) -> float:
 
 def bare(name: str, first: int, steps: int) -> float:
     """Seconds of so many steps of the plain loop, after the first ones, on the problem of the run."""
-    row = registry.find(name)
-    tier_class = registry.load(row)
-    spec = build_spec(flags={"plugin": name})
-    prepared = load_prepared(spec)
-    resolved = spec.resolved(name, tier_class.recipe, run_name=name, n_train=len(prepared.train))
+    (job,), prepared = plan(build_spec(flags={"plugin": name, "accelerator": "cpu"}), lambda _: None)
     x, y = (torch.from_numpy(a.astype("f4")) for a in prepared.arrays(prepared.train))
-    net, lr = resolved.net, resolved.train.lr
-    assert lr is not None
+    net, train = job.spec.net, job.spec.train
+    assert train.lr is not None
     assert net.init is not None
     params = initial_params(
-        x.shape[1], net.hidden, y.shape[1], init=net.init, bias=bool(net.bias), seed=resolved.train.seed
+        x.shape[1], net.hidden, y.shape[1], init=net.init, bias=bool(net.bias), seed=train.seed
     )
     params = params.map(lambda p: p.astype("f4"))
-    tier = tier_class(params, lr=lr, device=torch.device("cpu"), dtype=torch.float32)
+    tier = job.tier_class(params, lr=train.lr, device=torch.device("cpu"), dtype=torch.float32)
     losses = [float(tier.step(x, y)) for _ in range(first)]
     began = time.perf_counter()
     for _ in range(steps):

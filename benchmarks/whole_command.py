@@ -12,10 +12,10 @@ which notes each module of a third party when it is executed, and so none that i
 imported by name, in that order and one after the other, by one process that does nothing else; the run has
 two for it. It leaves out what the run leaves out (`layerlab.lightimport`), and may still bring in more than
 the run did; how much is printed.
-
-MLflow's telemetry is off in all of them, as layerlab has it off: it is no part of the job.
 `layerlab` leaves without taking apart what it imported, so the imports are also measured with such an end:
 that is the harder comparison, and has no goal.
+
+MLflow's telemetry is off in all of them, as layerlab has it off: it is no part of the job.
 
     python benchmarks/whole_command.py --rounds 5 --json figures.json
 """

@@ -60,10 +60,11 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        loader = self._loaders.get(name)
-        spec = PathFinder.find_spec(name, path, target) if loader is not None else None
-        if spec is not None and loader is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = loader(spec.loader.name, spec.loader.path)
+        if name not in self._loaders:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = self._loaders[name](spec.loader.name, spec.loader.path)
         return spec
 
 

@@ -233,11 +233,10 @@ def _metrics(config: Config, *, single: bool) -> dict[str, float]:
             of_row["sending_us"] = row.sending * 1e6
         for mode, timing in row.timings.items():
             of_row |= _ends(f"{mode}_us", timing, 1e6)
-        for mode in MODES[1:]:
-            if mode in row.beside:
-                of_row |= _ends(f"{mode}_tax", row.tax(mode))
-            if mode in row.against:
-                of_row |= _ends(f"{mode}_against", row.tax_against(mode))
+        for mode in row.beside:
+            of_row |= _ends(f"{mode}_tax", row.tax(mode))
+        for mode in row.against:
+            of_row |= _ends(f"{mode}_against", row.tax_against(mode))
         metrics |= {f"{prefix}{row.tier}/{key}": value for key, value in of_row.items()}
     for peer in config.peers:
         of_peer = _ends(f"{peer.mode}_us", peer.timing, 1e6)

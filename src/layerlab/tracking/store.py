@@ -51,10 +51,9 @@ if TYPE_CHECKING:
 
     from layerlab.journal import Unsent
 
-# Once more for a process that took over another one's environment; and the client would print the address of
-# every run to stdout, which belongs to the report, and draw bars on the terminal.
+# The client would print the address of every run to stdout, which belongs to the report, and draw bars on the
+# terminal.
 _QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
