@@ -191,11 +191,10 @@ class Execution:
         job, train = self.job, self.job.spec.train
         module = self._module(record)
         with quiet_lightning():
-            run_id = record.started(self.stop.check)
             savers = []
             if job.tier_class.resumable():
-                about = self._about_checkpoint(run_id, module)
-                savers = [Saver(run_id, about, every=train.checkpoint_every)]
+                savers = [Saver(record, self._about_checkpoint(module), every=train.checkpoint_every)]
+            # Made while the run before this one is closed, and this one is made in the store.
             trainer = make_trainer(
                 accelerator=job.accelerator,
                 precision=train.precision,
@@ -203,6 +202,7 @@ class Execution:
                 validate=len(self.prepared.val) > 0,
                 callbacks=savers,
             )
+            run_id = record.started(self.stop.check)
             remember(run_id, self.recorder.shown_uri)
             self._settle_others()
             self.report.run_id, self.report.device = run_id, str(trainer.strategy.root_device)
@@ -227,15 +227,14 @@ class Execution:
                 self.report.checkpoint = savers[0].saved if savers else ""
         return module
 
-    def _about_checkpoint(self, run_id: str, module: TierModule) -> dict[str, Any]:
+    def _about_checkpoint(self, module: TierModule) -> dict[str, Any]:
         return {
-            "run_id": run_id,
             "tracking_uri": self.recorder.shown_uri,
             "spec": self.job.spec.as_dict(),
             "tier": self.job.row.name,
             "distribution": self.job.row.distribution,
             "tier_version": self.job.row.version,
-            "version": version("layerlab"),
+            "version": self.about["version.layerlab"],
             "data_digest": self.prepared.dataset.digest,
             "round_steps": module.round_steps,
         }
@@ -256,7 +255,7 @@ class Execution:
                 metadata={
                     "tier": job.row.name,
                     "distribution": f"{job.row.distribution} {job.row.version}",
-                    "layerlab_version": version("layerlab"),
+                    "layerlab_version": self.about["version.layerlab"],
                     "run_id": record.run_id,
                     "data": dataset.name,
                     "task": dataset.task,

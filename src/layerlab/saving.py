@@ -18,6 +18,8 @@ with unneeded_left_out():
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from layerlab.tracking import Record
+
 # Where nothing else is said, a checkpoint is written so often.
 SECONDS_BETWEEN = 60.0
 # So many are kept: should the last one be damaged, there is one before it.
@@ -30,19 +32,23 @@ class Saver(Checkpoint):
     A run that is over before the first one is due leaves none, unless it was interrupted.
 
     Args:
-        run_id: The run; its checkpoints are in a folder of their own.
+        record: The record of the run, whose id is known once a training begins; its checkpoints are in a
+            folder of their own.
         about: What is said of the run in every checkpoint: plain values.
         every: Steps between two; None: `SECONDS_BETWEEN`.
     """
 
-    def __init__(self, run_id: str, about: dict[str, Any], *, every: int | None = None) -> None:
-        self._run_id, self._about, self._every = run_id, about, every
+    def __init__(self, record: Record, about: dict[str, Any], *, every: int | None = None) -> None:
+        self._record, self._about, self._every = record, about, every
         # A block ends where a checkpoint is due: `TierModule.block_end` looks for this, Lightning's own name.
         self._every_n_train_steps = every or 0
         self._last_time = time.monotonic()
         self._last_step = -1
         self.saved = ""
-        for left in folder_of(run_id).glob("*.new"):  # by a process that was killed while it wrote
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 -- Lightning's hook
+        """Removes what a process that was killed left while it wrote."""
+        for left in folder_of(self._record.run_id).glob("*.new"):
             left.unlink(missing_ok=True)
 
     def on_save_checkpoint(
@@ -52,7 +58,7 @@ class Saver(Checkpoint):
         checkpoint: dict[str, Any],
     ) -> None:
         """Says in the checkpoint which run it is of."""
-        checkpoint["layerlab_run"] = self._about
+        checkpoint["layerlab_run"] = {"run_id": self._record.run_id, **self._about}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Saves where it is time to."""
@@ -82,7 +88,7 @@ class Saver(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self._last_step:
             return
-        path = path_of(self._run_id, trainer.global_step)
+        path = path_of(self._record.run_id, trainer.global_step)
         aside = path.with_suffix(".new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +108,7 @@ class Saver(Checkpoint):
         self._last_time, self._last_step, self.saved = time.monotonic(), trainer.global_step, str(path)
 
     def _forget(self) -> None:
-        for path in _oldest_first(folder_of(self._run_id))[:-KEPT]:
+        for path in _oldest_first(folder_of(self._record.run_id))[:-KEPT]:
             path.unlink(missing_ok=True)
 
 

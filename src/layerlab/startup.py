@@ -18,6 +18,10 @@ ENVIRONMENT = {
     # Torch asks Linux for huge pages where a tensor has 2 MB or more, which are then faulted in by 2 MB, and
     # not by 4 KB (https://github.com/pytorch/pytorch/pull/107697).
     HUGE_PAGES: "1",
+    # The threads of NumPy's OpenBLAS look out for more work after each product, and take a processor from
+    # torch meanwhile: for 2^26 ticks of the clock, some 30 ms, where nothing else is said. With 2^20 they
+    # still do from one product of a step to the next (https://github.com/OpenMathLib/OpenBLAS/issues/5171).
+    "OPENBLAS_THREAD_TIMEOUT": "20",
     # Nothing leaves the machine but to the store that the user names.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
@@ -31,8 +35,8 @@ _own = _frozen = _kept = False
 def claim() -> None:
     """Says that this process is layerlab's own: the command, the recording process, or a worker of a bench.
 
-    To be called before torch is imported, or with `ENVIRONMENT` there already. What the user has set in the
-    environment stays.
+    To be called before NumPy and torch are imported, or with `ENVIRONMENT` there already. What the user has
+    set in the environment stays.
     """
     global _own  # noqa: PLW0603 -- it is the process that is claimed
     _own = True
