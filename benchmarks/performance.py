@@ -44,7 +44,7 @@ BENCH = ["bench", "all", "fused", "compiled", "--rounds", "21", "--seconds", "0.
 FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "0.2", "--json", "--against"]
 # What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
-    "whole_command": ["--rounds", "41"],
+    "whole_command": ["--rounds", "33"],
     "tracked_run": ["--rounds", "11"],
     "memory": ["--rounds", "6"],
     "scaling": ["--rounds", "21", "--png", str(IMAGES / "scaling.png")],

@@ -135,7 +135,10 @@ def test_a_finished_run_is_extended(folder: Path, client: Any, tier: str) -> Non
         layerlab.resume(run_id)
     with pytest.raises(SpecError, match="has 30 steps, and 20 are asked for"):
         layerlab.resume(run_id, steps=20)
+    left = Path("checkpoints", run_id, "step-40.new")
+    left.touch()  # as by a process that was killed while it wrote
     resumed = layerlab.resume(run_id, steps=60).runs[0]
+    assert not left.exists()
     assert points(client, run_id)["loss"] == points(client, unbroken.run_id)["loss"]
     assert model_bytes(resumed) == model_bytes(unbroken)
     kept = Path(client.download_artifacts(run_id, "spec.yaml")).read_text()

@@ -42,12 +42,13 @@ class Saver(Checkpoint):
         self._record, self._about, self._every = record, about, every
         # A block ends where a checkpoint is due: `TierModule.block_end` looks for this, Lightning's own name.
         self._every_n_train_steps = every or 0
-        self._last_time = time.monotonic()
+        self._last_time = 0.0
         self._last_step = -1
         self.saved = ""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 -- Lightning's hook
-        """Removes what a process that was killed left while it wrote."""
+        """From here on the time runs; what a process that was killed left while it wrote is removed."""
+        self._last_time = time.monotonic()
         for left in folder_of(self._record.run_id).glob("*.new"):
             left.unlink(missing_ok=True)
 

@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+BLAS_TIMEOUT = "OPENBLAS_THREAD_TIMEOUT"
 ENVIRONMENT = {
     # Looking for pydantic's plugins means reading the metadata of every distribution there is.
     "PYDANTIC_DISABLE_PLUGINS": "__all__",
     # Torch asks Linux for huge pages where a tensor has 2 MB or more, which are then faulted in by 2 MB, and
     # not by 4 KB (https://github.com/pytorch/pytorch/pull/107697).
     HUGE_PAGES: "1",
-    # The threads of NumPy's OpenBLAS look out for more work after each product, and take a processor from
-    # torch meanwhile: for 2^26 ticks of the clock, some 30 ms, where nothing else is said. With 2^20 they
-    # still do from one product of a step to the next (https://github.com/OpenMathLib/OpenBLAS/issues/5171).
-    "OPENBLAS_THREAD_TIMEOUT": "20",
+    # After a product the threads of NumPy's OpenBLAS look out for more work, on processors on which torch is
+    # to compute next: for 2^28 ticks of the clock, a tenth of a second, where nothing else is said. 2^20,
+    # half a millisecond, is still more than lies between two products of a step
+    # (https://github.com/OpenMathLib/OpenBLAS/issues/5171).
+    BLAS_TIMEOUT: "20",
     # Nothing leaves the machine but to the store that the user names.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }

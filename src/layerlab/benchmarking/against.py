@@ -63,7 +63,7 @@ def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], acceler
         )
     if not any(other_of(one, row, accelerator) for one in rows):
         raise SpecError(
-            f"against: the threads of numpy and those of {_names([row, *rows])} would look out for work in "
+            f"against: the threads of numpy and those of {_names([row, *rows])} may look out for work in "
             "each other's turns",
             hint="compare their bare loops, which have no turns: layerlab bench numpy tensors",
         )
@@ -73,8 +73,8 @@ def chosen(selector: str, rows: Sequence[TierRow], modes: Sequence[str], acceler
 def other_of(row: TierRow, against: TierRow | None, accelerator: str) -> str | None:
     """The selector of the tier that another is held against; None: there is none, or no fair one.
 
-    The threads of NumPy's library look out for more work for a tenth of a second, on the processors on which
-    those of torch are to compute in the next turn.
+    The threads of one library may look out for more work on the processors on which those of the other are to
+    compute in the next turn; for how long is the libraries' and the user's to say.
     """
     if against is None:
         return None

@@ -31,6 +31,7 @@ def settings() -> dict[str, Any]:
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "huge_pages": _huge_pages(),
+        "openblas_thread_timeout": os.environ.get(startup.BLAS_TIMEOUT, "default"),
         "cuda_allocator": next((os.environ[key] for key in _ALLOCATOR if key in os.environ), "default"),
     }
 
@@ -62,9 +63,10 @@ def machine(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
 def settle() -> None:
     """Waits until no other thread of this process runs, for a second at most.
 
-    A library's threads look out for more work for a while after they had some (OpenBLAS's for a tenth of a
-    second): where there are as many of torch's as there are processors, they take turns with these. The
-    oracle's work before a clock starts must not be in what the clock shows.
+    A library's threads look out for more work for a while after they had some, OpenBLAS's for a tenth of a
+    second where nothing else is said (`startup.ENVIRONMENT`): where there are as many of torch's as there are
+    processors, they take turns with these. The oracle's work before a clock starts must not be in what the
+    clock shows.
     """
     late = time.monotonic() + _LONGEST
     own = str(threading.get_native_id())

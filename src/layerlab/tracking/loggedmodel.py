@@ -51,6 +51,8 @@ def log_model(
     from mlflow.models import Model
     from mlflow.onnx import save_model
 
+    from layerlab.tracking.artifacts import keep_folder
+
     with tempfile.TemporaryDirectory() as folder:
         proto = onnx.load_model_from_string(model)
         logged = client.create_logged_model(
@@ -73,7 +75,7 @@ def log_model(
                     onnx_execution_providers=["CPUExecutionProvider"],
                     save_as_external_data=False,
                 )
-            client.log_model_artifacts(logged.model_id, str(path))
+            keep_folder(client, logged.artifact_location, path)
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=step)])
             client.finalize_logged_model(logged.model_id, "READY")
         except BaseException:

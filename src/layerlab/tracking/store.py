@@ -40,6 +40,7 @@ from layerlab.storeuri import (
     without_credentials,
     without_secrets,
 )
+from layerlab.tracking.artifacts import keep_text
 from layerlab.tracking.delivery import Delivery, Late, run_tags, set_running
 from layerlab.tracking.info import OFFLINE_TAG, DatasetInfo, KnownRun, RunInfo
 from layerlab.tracking.opening import alone, one_at_a_time, refuse_old_file_store, soon
@@ -119,7 +120,8 @@ class Store:
         """
         with _translated(self, "refuses the run"):
             experiment_id = self._experiment_id(info.experiment)
-            run_id = self._create(info, experiment_id)
+            run = self._create(info, experiment_id)
+            run_id = run.info.run_id
             known = Header(run_id, experiment_id, self.shown_uri, asdict(info), **_process(info))
             try:
                 # From here on, whatever happens to this process, the journal says that the run is open.
@@ -128,7 +130,7 @@ class Store:
                 self._give_up(run_id, "FAILED")
                 raise
             try:
-                self._describe(run_id, info)
+                self._describe(run, info)
             except BaseException:
                 if self._give_up(run_id, "FAILED"):
                     held.discard()
@@ -312,9 +314,9 @@ class Store:
         dataset = None if kept["dataset"] is None else DatasetInfo(**kept["dataset"])
         info = RunInfo(**{**kept, "dataset": dataset, "tags": {**kept["tags"], OFFLINE_TAG: known.run_id}})
         experiment_id = self._experiment_id(info.experiment)
-        run_id = self._create(info, experiment_id) if found is None else found.info.run_id
-        self._describe(run_id, info)  # said twice, it is what it was
-        return self.client.get_run(run_id)
+        run = self._create(info, experiment_id) if found is None else found
+        self._describe(run, info)  # said twice, it is what it was
+        return self.client.get_run(run.info.run_id)
 
     def _give_up(self, run_id: str, status: str) -> bool:
         """Closes a run that cannot be begun; whether the store could be told. If not, its journal stays."""
@@ -324,15 +326,16 @@ class Store:
             return False
         return True
 
-    def _create(self, info: RunInfo, experiment_id: str) -> str:
+    def _create(self, info: RunInfo, experiment_id: str) -> Run:
         tags = {tag.key: tag.value for tag in run_tags(info.tags)}
-        return str(self.client.create_run(experiment_id, tags=tags, run_name=info.name).info.run_id)
+        return self.client.create_run(experiment_id, tags=tags, run_name=info.name)
 
-    def _describe(self, run_id: str, info: RunInfo) -> None:
+    def _describe(self, run: Run, info: RunInfo) -> None:
+        run_id = run.info.run_id
         params = [Param(key, value[:LONGEST_PARAM]) for key, value in info.params.items()]
         self.client.log_batch(run_id, params=params)
         if info.spec_yaml is not None:
-            self.client.log_text(run_id, info.spec_yaml, "spec.yaml")
+            keep_text(self.client, run.info.artifact_uri, info.spec_yaml, "spec.yaml")
         if info.dataset is not None:
             context = [InputTag("mlflow.data.context", "training")]
             inputs = [DatasetInput(Dataset(**asdict(info.dataset)), context)]
