@@ -58,7 +58,7 @@ def imported_by(
     ],
 )
 def test_help_and_listings_import_nothing_heavy(empty_folder: Path, command: str, exit_code: int) -> None:
-    """They answer from metadata and text alone; NumPy is imported after the environment is set."""
+    """They answer from metadata and text alone; NumPy, which reads the environment, comes with a command."""
     assert imported_by(command, empty_folder, also=("numpy",)) == (exit_code, [])
 
 

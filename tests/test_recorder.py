@@ -9,12 +9,14 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 import layerlab
 from helpers import TINY
@@ -295,6 +297,25 @@ def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client
     assert client.get_run(kept.run_id).data.tags["device"] == "cpu"
     assert len(history(client, kept.run_id, "loss")) == 5
     assert journal.journals() == [journal.path_of(kept.run_id)]
+
+
+def test_where_the_artifacts_of_a_new_run_go_is_not_asked_for(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client would load all of the run, and all of the model, for it."""
+
+    def asked(*arguments: Any, **named: Any) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackingServiceClient, "_get_artifact_repo", asked)
+        kept = Store().start_run(replace(INFO, spec_yaml="plugins: nn\n"))
+        append(kept, MODEL)
+        assert kept.end("FINISHED", None) is None
+    assert Path(client.download_artifacts(kept.run_id, "spec.yaml")).read_text() == "plugins: nn\n"
+    (output,) = client.get_run(kept.run_id).outputs.model_outputs
+    names = {file.path for file in client.list_logged_model_artifacts(output.model_id)}
+    assert {"MLmodel", "model.onnx"} <= names
 
 
 def test_a_run_is_a_call_an_artifact_and_an_end(empty_folder: Path) -> None:

@@ -11,14 +11,15 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 import layerlab
-from layerlab import checkpoint, journal, registry
+from layerlab import checkpoint, journal, registry, saving
 from layerlab.errors import DataError, Interrupted, JournalError, SpecError, TrackingError
 from layerlab.folder import remembered as remembered_run
 from layerlab.report import Observer, RunReport
@@ -173,6 +174,27 @@ def test_a_short_run_leaves_no_checkpoint_unless_asked(folder: Path) -> None:
     """One a minute is the default."""
     assert layerlab.run(plugin="nn", **FULL).runs[0].checkpoint == ""
     assert not Path("checkpoints").exists()
+
+
+def test_the_time_to_the_first_checkpoint_runs_from_the_start_of_the_training(
+    empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a minute until the store has the run: a short training then still leaves none."""
+    now, saved = [0.0], []
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def save_checkpoint(path: Path, **_: Any) -> None:
+        path.touch()
+        saved.append(now[0])
+
+    trainer: Any = SimpleNamespace(global_step=0, save_checkpoint=save_checkpoint)
+    saver = saving.Saver(cast("Any", SimpleNamespace(run_id="0" * 32)), {})
+    now[0] = 100.0
+    saver.on_fit_start(trainer, cast("Any", None))
+    for seconds in (1, 59, 60, 61, 121):
+        now[0], trainer.global_step = 100.0 + seconds, seconds
+        saver.on_train_batch_end(trainer)
+    assert saved == [160.0, 221.0]
 
 
 class TestRefused:

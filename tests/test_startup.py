@@ -37,7 +37,7 @@ for block in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps")
 """
 
 # Seconds of processors' time that go by in the 50 ms after a large product, in which nobody asks for more;
-# None where NumPy multiplies with another library, or on one processor.
+# None where NumPy has not the OpenBLAS of its wheels, or one processor.
 SPUN = """
 import json, os, statistics, time
 from layerlab import startup
@@ -49,7 +49,7 @@ for _ in range(5):
     before = time.process_time()
     time.sleep(0.05)
     spun.append(time.process_time() - before)
-there = "openblas" in open("/proc/self/maps").read() and len(os.sched_getaffinity(0)) > 1
+there = "scipy_openblas" in open("/proc/self/maps").read() and len(os.sched_getaffinity(0)) > 1
 print(json.dumps(statistics.median(spun) if there else None))
 """
 

@@ -1,19 +1,18 @@
 """Artifacts, kept where the store said that they go.
 
 `MlflowClient.log_text` and `log_model_artifacts` would ask the store for it, which loads all that it has of
-the run or the model. Whoever has just made one was told.
+the run or the model. Whoever has made it was told.
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 def keep_text(client: MlflowClient, location: str, text: str, name: str) -> None:
@@ -32,9 +31,20 @@ def keep_text(client: MlflowClient, location: str, text: str, name: str) -> None
 
 
 def keep_folder(client: MlflowClient, location: str, folder: Path) -> None:
-    """Keeps the files of a folder; the arguments are as for `keep_text`."""
+    """Keeps the files of a folder.
+
+    Args:
+        client: MLflow's client of the store.
+        location: Where the artifacts of the model are, as the store says it.
+        folder: The folder; its files come right there.
+    """
     _repository(client, location).log_artifacts(str(folder))
 
 
-def _repository(client: MlflowClient, location: str) -> Any:
-    return get_artifact_repository(location, tracking_uri=client.tracking_uri)
+def _repository(client: MlflowClient, location: str) -> ArtifactRepository:
+    """As MLflow's client has it, once it has asked."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
+
+    uri = add_databricks_profile_info_to_artifact_uri(location, client.tracking_uri)
+    return get_artifact_repository(uri, tracking_uri=client.tracking_uri)

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerlab.tracking.artifacts import keep_folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -50,8 +52,6 @@ def log_model(
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
     from mlflow.onnx import save_model
-
-    from layerlab.tracking.artifacts import keep_folder
 
     with tempfile.TemporaryDirectory() as folder:
         proto = onnx.load_model_from_string(model)
