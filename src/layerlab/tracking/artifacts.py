@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 def keep_text(client: MlflowClient, location: str, text: str, name: str) -> None:
@@ -41,10 +40,11 @@ def keep_folder(client: MlflowClient, location: str, folder: Path) -> None:
     _repository(client, location).log_artifacts(str(folder))
 
 
-def _repository(client: MlflowClient, location: str) -> ArtifactRepository:
-    """As MLflow's client has it, once it has asked."""
+def _repository(client: MlflowClient, location: str) -> Any:
+    """An `ArtifactRepository`, as MLflow's client has it, once it has asked."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
-    uri = add_databricks_profile_info_to_artifact_uri(location, client.tracking_uri)
+    # MLflow's is untyped
+    uri = add_databricks_profile_info_to_artifact_uri(location, client.tracking_uri)  # type: ignore[no-untyped-call]
     return get_artifact_repository(uri, tracking_uri=client.tracking_uri)
