@@ -21,14 +21,8 @@ import time
 from contextlib import chdir
 from pathlib import Path
 
-import torch
-
 import layerlab
 from layerlab import startup
-from layerlab.benchmarking.report import Timing
-from layerlab.planning import plan
-from layerlab.reference import initial_params
-from layerlab.spec import build_spec
 
 TIERS = ("tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
 SHORT = 500
@@ -46,6 +40,12 @@ def whole(tier: str, steps: int) -> float:
 
 def bare(name: str, first: int, steps: int) -> float:
     """Seconds of so many steps of the plain loop, after the first ones, on the problem of the run."""
+    import torch
+
+    from layerlab.planning import plan
+    from layerlab.reference import initial_params
+    from layerlab.spec import build_spec
+
     (job,), prepared = plan(build_spec(flags={"plugin": name, "accelerator": "cpu"}), lambda _: None)
     x, y = (torch.from_numpy(a.astype("f4")) for a in prepared.arrays(prepared.train))
     net, train = job.spec.net, job.spec.train
@@ -83,7 +83,10 @@ def measure(tiers: list[str], rounds: int, steps: int) -> dict[str, dict[str, li
 
 def main() -> None:
     """Measures and prints the table."""
-    startup.claim()  # as the command does, of which this process makes many
+    # As the command does, of which this process makes many: before NumPy and torch read the environment.
+    startup.claim()
+    from layerlab.benchmarking.report import Timing
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

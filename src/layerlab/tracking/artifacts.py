@@ -1,7 +1,7 @@
 """Artifacts, kept where the store said that they go.
 
 `MlflowClient.log_text` and `log_model_artifacts` would ask the store for it, which loads all that it has of
-the run or the model. Whoever has made it was told.
+the run or the model. Whoever has made or loaded it was told.
 """
 
 from __future__ import annotations

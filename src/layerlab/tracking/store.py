@@ -150,7 +150,8 @@ class Store:
         """
         with _translated(self, "refuses to go on with the run"):
             run_id = known.run_id
-            experiment_id = self.client.get_run(run_id).info.experiment_id
+            run = self.client.get_run(run_id).info
+            experiment_id = run.experiment_id
             held = Journal.create(
                 Header(run_id, experiment_id, self.shown_uri, asdict(info), **_process(info))
             )
@@ -164,7 +165,7 @@ class Store:
                 try:
                     self.client.log_batch(run_id, tags=run_tags(info.tags))
                     if info.spec_yaml is not None:
-                        self.client.log_text(run_id, info.spec_yaml, "spec.yaml")
+                        keep_text(self.client, run.artifact_uri, info.spec_yaml, "spec.yaml")
                 except BaseException:
                     if self._give_up(run_id, known.status):
                         held.discard()
