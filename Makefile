@@ -7,7 +7,7 @@ FUSED  := $(wildcard $(addprefix plugins/layerlab-fused/,pyproject.toml setup.py
 # torch is named beside the rest so that the constraints' exact version is the one that is fetched
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test test-slow test-gpu performance constraints clean
+.PHONY: run test test-slow test-soak test-gpu performance constraints clean
 
 run: $(VENV)/.installed
 	$(BIN)/layerlab run --plugin custom-module
@@ -17,10 +17,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not soak and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow and not gpu"
+
+test-soak: $(VENV)/.installed-dev
+	$(BIN)/pytest -n 2 --dist loadgroup -m soak
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/pytest -m gpu

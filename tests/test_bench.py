@@ -370,6 +370,7 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
     assert pixels.std() > 0.01
 
 
+@pytest.mark.slow
 def test_a_tier_against_another(folder: Path, client: Any, cheats: Site, layerlab_cli: Any) -> None:
     """Trainings take turns with its loop too; the ratios are in the table, in the JSON and in MLflow."""
     flags = [text for key, (size,) in SMALL.items() for text in (f"--{key.replace('_', '-')}", size)]
@@ -597,6 +598,7 @@ def test_the_cost_of_a_record_is_in_a_step() -> None:
     assert sending_of(0.01, call=0.005, sending=0.001, losses=100) == pytest.approx(0.01 * 0.005)
 
 
+@pytest.mark.slow
 def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, client: Any) -> None:
     """Another process proves the tier anew; whatever was measured before stays."""
     sizes = {**SMALL, "d_in": [6, 11, 12, 7]}
@@ -611,6 +613,7 @@ def test_who_ends_at_one_size_goes_on_at_the_others(cheats: Site, folder: Path, 
     assert f"{last.label}/bursts/bare_us" in client.get_run(report.run_id).data.metrics
 
 
+@pytest.mark.slow
 def test_who_fails_when_proven_anew_has_no_row(cheats: Site, folder: Path) -> None:
     """Nor where its rounds were over by then: all of them rest on the proof."""
     sizes = {**SMALL, "d_in": [6, 12, 7]}
@@ -1076,6 +1079,7 @@ def test_the_first_part_is_as_long_as_it_should_be(monkeypatch: pytest.MonkeyPat
     assert [module.block_end(step) for step in (0, 39, 40, 41)] == [40, 40, 100, 100]
 
 
+@pytest.mark.slow
 def test_the_problems_of_a_sweep_take_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round has all of them; each has rows of its own, and memory of its own."""
     seen: list[tuple[int, str]] = []
@@ -1226,6 +1230,7 @@ def test_what_a_stopped_bench_could_not_keep_is_told(
     assert client.get_run(report.run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_an_interrupt_loses_no_whole_round(
     folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def in_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
+@pytest.mark.slow
 @needs_all
 def test_peers_beside_a_tier(folder: Path, client: Any, layerlab_cli: Any) -> None:
     """Each has its rounds, beside the tier that does the same."""
@@ -117,6 +118,7 @@ def test_peers_beside_a_tier(folder: Path, client: Any, layerlab_cli: Any) -> No
     assert ends == [keras["ratio"], *keras["ratio_ends"]]
 
 
+@pytest.mark.slow
 @needs_all
 def test_what_a_peer_computes_in_is_seen(empty_folder: Path) -> None:
     """Float64 is float64, but for Keras, which says so; nobody takes more threads than the others."""
@@ -142,6 +144,7 @@ print(worker.time([8, 6, 5, 3], 40, 0)["fault"])
     assert more.startswith("changes the settings of its process: threads from ")
 
 
+@pytest.mark.slow
 @needs_all
 def test_a_peer_that_does_less_is_refused(folder: Path, layerlab_cli: Any, in_workers: Any) -> None:
     """Another rate, answers given again, steps left out: no row, a reason, exit 1; the tier keeps its row."""
@@ -159,6 +162,7 @@ def test_a_peer_that_does_less_is_refused(folder: Path, layerlab_cli: Any, in_wo
     assert "of 26 steps 23 steps began and 23 losses were kept" in refused["keras"]
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_not_installed_is_named(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layerlab_cli: Any, in_workers: Any
 ) -> None:

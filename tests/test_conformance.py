@@ -108,7 +108,7 @@ def test_no_correct_tier_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_no_correct_tier_fails(seeds, [*BUILTINS, "fused"])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(10))
 def test_no_correct_tier_fails_for_1000_seeds(part: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,7 @@ def test_tiers_that_fail_are_recorded_with_their_reason(
     assert "raising: FAILED: tier 'raising': step 5 failed" in result.stderr
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_in_a_fresh_folder_all_succeed(empty_folder: Path) -> None:
     """Three processes make the same database at the same time; each ends with its run FINISHED."""
     tiers = ["numpy", "tensors", "nn"]

@@ -138,6 +138,7 @@ def test_a_name_that_is_not_public_is_not_there() -> None:
         layerlab.runn  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_entry_costs_runs(empty_folder: Path) -> None:
     """``benchmarks/entry_cost.py`` measures every command against the bare imports."""
     script = Path(__file__).parents[1] / "benchmarks" / "entry_cost.py"

@@ -73,6 +73,7 @@ def test_the_disk_of_the_journal_is_full(folder: Path, client: Any, mount: Mount
     assert not Path("models").exists()
 
 
+@pytest.mark.slow
 def test_the_disk_of_everything_is_full(
     empty_folder: Path, migrated_db: Path, tmp_path: Path, mount: Mount, layerlab_cli: Any
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_run_without_a_store_cannot_be_gone_on_with(folder: Path, mount: Mount
     journal.Journal(path, alone=True).close()
 
 
+@pytest.mark.slow
 def test_the_disk_of_a_run_without_a_store_is_full(
     folder: Path, client: MlflowClient, mount: Mount, layerlab_cli: Any
 ) -> None:

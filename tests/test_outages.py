@@ -87,6 +87,7 @@ def test_a_server_that_is_gone_and_comes_back_during_the_run(folder: Path, doome
     assert_whole(MlflowClient(doomed.uri), report.runs[0].run_id)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_and_comes_back_later(
     folder: Path, doomed: MlflowServer, layerlab_cli: Any
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_server_that_is_gone_and_comes_back_later(
     assert layerlab_cli("sync").stdout == "nothing to send\n"
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_500_for_a_while(folder: Path, server: str, trouble: Trouble) -> None:
     """Asked again until it is well."""
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("wheel")
 SOURCE = Path(__file__).parents[1] / "plugins" / "layerlab-fused"
 
 
-@pytest.fixture(scope="module", params=["compiler", "no-compiler"])
+@pytest.fixture(scope="module", params=[pytest.param("compiler", marks=pytest.mark.slow), "no-compiler"])
 def site(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A folder into which the wheel of the plugin is installed, and nothing else."""
     home = tmp_path_factory.mktemp(request.param)

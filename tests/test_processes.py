@@ -10,6 +10,7 @@ from pathlib import Path
 SMALL = ["run", "-p", "nn", "--steps", "5", "--n", "4", "--d-in", "3", "--no-export", "--json"]
 
 
+@pytest.mark.slow
 def test_a_fresh_database_under_two_names_is_made_once(empty_folder: Path) -> None:
     """One process takes the default, one the absolute path: both succeed, in one experiment."""
     from mlflow import MlflowClient

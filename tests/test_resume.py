@@ -453,13 +453,14 @@ def check_violence(folder: Path, client: Any, kills: int, record_property: Any) 
     assert journal.journals() == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 def test_violence(folder: Path, client: Any, record_property: Any) -> None:
     """SIGKILL at random moments, resumed each time: one comparison at the end."""
     check_violence(folder, client, 2, record_property)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 def test_much_violence(folder: Path, client: Any, record_property: Any) -> None:

@@ -176,6 +176,7 @@ def test_a_failure_in_the_middle_leaves_nothing(empty_folder: Path, monkeypatch:
     assert [p.name for p in empty_folder.rglob("*")] == ["layerlab-mine", "thesis.tex"]
 
 
+@pytest.mark.slow
 def test_its_wheel_is_listed_and_trains(installed: tuple[NewPlugin, dict[str, str]], folder: Path) -> None:
     """As it was made, the tier is found, loads, declares its contract, and trains to a model."""
     made, env = installed

@@ -53,6 +53,7 @@ def assert_shown(promised: str, seen: str) -> None:
         assert any(pattern.match(shown) for shown in lines), f"{line!r} is not in:\n{seen}"
 
 
+@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path) -> None:
     """Files are written, commands are run by a shell, and what the page shows of their output is there."""
     env = environment(tmp_path)
