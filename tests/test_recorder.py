@@ -9,7 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,16 @@ def append(kept: Delivery, *entries: dict[str, Any]) -> None:
     with journal.Journal(journal.path_of(kept.run_id)) as written:
         for entry in entries:
             written.append(entry)
+
+
+def left_behind(client: Any, *entries: dict[str, Any]) -> Path:
+    """The journal of a run that is RUNNING, as processes leave it that are killed."""
+    run = client.create_run("0").info
+    known = journal.Header(run.run_id, run.experiment_id, "sqlite:///mlflow.db", asdict(INFO), "here", 1)
+    with journal.Journal.create(known) as written:
+        for entry in entries:
+            written.append(entry)
+    return written.shown
 
 
 def same(a: Any, b: Any) -> bool:
@@ -297,6 +307,45 @@ def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client
     assert client.get_run(kept.run_id).data.tags["device"] == "cpu"
     assert len(history(client, kept.run_id, "loss")) == 5
     assert journal.journals() == [journal.path_of(kept.run_id)]
+
+
+@pytest.mark.parametrize("past", [-3, 1000, 10**30])
+def test_what_was_sent_of_another_journal_does_not_count(folder: Path, client: Any, past: int) -> None:
+    """Of an earlier one, or of one whose end a power loss took: where no entry ends, all is sent."""
+    path = left_behind(client, journal.series("loss", 0, np.ones(50), 1.0, 0.02))
+    journal.Progress(path).write(path.stat().st_size + past)
+    assert Store().deliver(path) is None
+    assert len(history(client, path.stem, "loss")) == 50
+    assert client.get_run(path.stem).info.status == "KILLED"
+
+
+def test_what_was_noted_of_a_journal_is_gone_before_it(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed while a journal is removed leaves one that is sent again, not a note for the next."""
+    path = left_behind(client)
+    held, noted = journal.Journal(path), journal.Progress(path)
+    noted.write(path.stat().st_size)
+    unlink = Path.unlink
+    removed: list[Path] = []
+
+    def killed_after_one(path: Path, **named: Any) -> None:
+        if removed:
+            raise SystemExit
+        removed.append(path)
+        unlink(path, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_after_one)
+        with pytest.raises(SystemExit):
+            held.discard()
+    held.close()
+    assert ([one.name for one in removed], path.exists()) == ([noted.path.name], True)
+    known = journal.header(path)
+    path.unlink()
+    noted.write(3)  # as an older layerlab left it
+    journal.Journal.create(known).close()
+    assert not noted.path.exists()
 
 
 def test_where_the_artifacts_of_a_new_run_go_is_not_asked_for(

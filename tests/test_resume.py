@@ -126,6 +126,16 @@ def test_without_a_checkpoint_it_begins_again_and_records_nothing_twice(folder: 
     assert before.items() <= after.items()
 
 
+def test_what_an_earlier_journal_left_costs_no_record(folder: Path, client: Any) -> None:
+    """It was killed while it removed the journal of a run, which is gone on with: every step is recorded."""
+    run_id = layerlab.run(plugin="nn", **FULL, **COMMON).runs[0].run_id
+    journal.Progress(journal.path_of(run_id)).write(10**6)
+    assert layerlab.resume(run_id, steps=80).ok
+    assert [step for step, _ in points(client, run_id)["loss"]] == list(range(80))
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert list(journal.RUNS.iterdir()) == []
+
+
 @pytest.mark.parametrize("tier", ["custom-module", "optim"])
 def test_a_finished_run_is_extended(folder: Path, client: Any, tier: str) -> None:
     """30 steps and 30 more are 60; the spec that is kept says 60."""

@@ -139,6 +139,7 @@ class Journal:
             raise JournalError(f"{path}: cannot be written: {error.strerror}") from None
         try:
             journal.append({"header": asdict(header)})
+            Progress(path).forget()  # of an earlier journal of this run
             os.link(begun, path)
         except FileExistsError:
             journal.close()
@@ -217,8 +218,9 @@ class Journal:
 
     def discard(self) -> None:
         """Removes the file: all of it is in the store."""
+        # In this order: who is killed in between leaves a journal that is sent again, which doubles nothing.
+        Progress(self.path).forget()
         self.path.unlink(missing_ok=True)
-        Progress(self.path).path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
@@ -281,19 +283,28 @@ class Progress:
     """
 
     def __init__(self, journal: Path) -> None:
-        self.path = journal.with_suffix(".sent")
+        self._journal, self.path = journal, journal.with_suffix(".sent")
 
     def read(self) -> tuple[int, str]:
-        """Bytes that are sent, and the id that the store gave a run that it did not know."""
-        with suppress(OSError, ValueError):
+        """Bytes that are sent, and the id that the store gave a run that it did not know.
+
+        Where no entry ends there, none are: it was noted of another journal, or a power loss took what was.
+        """
+        with suppress(OSError, ValueError, OverflowError), self._journal.open("rb") as file:
             sent, _, run_id = self.path.read_text().partition(" ")
-            return int(sent), run_id.strip()
+            file.seek(int(sent) - 1)
+            if file.read(1) == b"\n":
+                return int(sent), run_id.strip()
         return 0, ""
 
     def write(self, sent: int, run_id: str = "") -> None:
         """Notes it; a disk that is full costs nothing but sending again."""
         with suppress(OSError):
             write(self.path, f"{sent:020d} {run_id}\n")
+
+    def forget(self) -> None:
+        """Takes back what was noted."""
+        self.path.unlink(missing_ok=True)
 
 
 def series(key: str, first_step: int, values: Array, began: float, pace: float) -> Entry:
