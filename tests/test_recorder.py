@@ -348,6 +348,45 @@ def test_what_was_noted_of_a_journal_is_gone_before_it(
     assert not noted.path.exists()
 
 
+def test_a_file_that_is_gone_holds_nothing_up(folder: Path, client: Any) -> None:
+    """It is told and its entry kept; what comes after it is sent, and the run is closed."""
+    Path("folder").mkdir()
+    kept = Store().start_run(INFO)
+    append(kept, *({"file": name} for name in ("gone.png", "folder", "../elsewhere")), {"tags": {"a": "b"}})
+    unsent = kept.end("FINISHED", None)
+    assert unsent is not None
+    assert (unsent.points, unsent.path) == (0, str(journal.path_of(kept.run_id)))
+    assert unsent.reason == "JournalError: gone.png: is no file that can be read, and is not sent"
+    run = client.get_run(kept.run_id)
+    assert (run.data.tags["a"], run.info.status) == ("b", "FINISHED")
+    for name in ("gone.png", "../elsewhere"):
+        Path(name).write_text("here")
+    assert Store().deliver(Path(unsent.path)) is not None, "what is elsewhere is not sent"
+    assert [file.path for file in client.list_artifacts(kept.run_id)] == ["gone.png"]
+    assert client.get_run(kept.run_id).info.status == "FINISHED"
+
+
+def test_a_file_that_the_network_did_not_take_is_sent_again(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An OSError of sending it says nothing of the file."""
+    monkeypatch.setattr(delivery, "SECONDS_BETWEEN_CALLS", 1000.0)  # it delivers when it is told to
+    store = Store()
+    kept = store.start_run(INFO)
+    Path("picture.png").write_text("a picture")
+    append(kept, {"file": "picture.png"})
+
+    def lost(*arguments: Any) -> None:
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, "log_artifact", lost)
+        kept._deliver()
+    assert kept.reason == "ConnectionError: cut off"
+    assert kept.end("FINISHED", None) is None
+    assert [file.path for file in client.list_artifacts(kept.run_id)] == ["picture.png"]
+
+
 def test_where_the_artifacts_of_a_new_run_go_is_not_asked_for(
     folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

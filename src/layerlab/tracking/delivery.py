@@ -236,7 +236,7 @@ class Delivery:
                 self._send_by_mlflow([], tags)
             if parcel.entry is not None and not self._late.superseded:
                 self._apply(parcel.entry)
-        except MlflowException as error:
+        except (MlflowException, JournalError) as error:
             self._refusal(error)
             if points and tags:  # what is wrong with the points is not wrong with these
                 try:
@@ -244,8 +244,8 @@ class Delivery:
                 except MlflowException as again:
                     self._refusal(again)
 
-    def _refusal(self, error: MlflowException) -> None:
-        """Passes over what the store refuses for good, and raises what it may take later."""
+    def _refusal(self, error: MlflowException | JournalError) -> None:
+        """Passes over what is refused for good, and raises what the store may take later."""
         if not _for_good(error):
             raise error
         self.reason = self.reason or self._why(error)
@@ -290,10 +290,17 @@ class Delivery:
             self._client.set_terminated(self.run_id, status=entry["finish"], end_time=entry["time"])
 
     def _own(self, name: str) -> Path:
-        """A file of the working folder: a journal that somebody else wrote gets no other."""
+        """A file of the working folder: a journal that somebody else wrote gets no other.
+
+        Raises:
+            JournalError: It is elsewhere, or no file that can be read.
+        """
         path = (self._folder / name).resolve()
         if not path.is_relative_to(self._folder.resolve()):
             raise JournalError(f"{name}: is not in this folder, and is not sent")
+        # Looked for before it is sent: an OSError of sending may be the network's, which will be there again.
+        if not (os.access(path, os.R_OK) and path.is_file()):
+            raise JournalError(f"{name}: is no file that can be read, and is not sent")
         return path
 
 
@@ -342,7 +349,9 @@ def set_running(client: MlflowClient, run_id: str) -> None:
         client.delete_tag(run_id, "layerlab.reason")
 
 
-def _for_good(error: MlflowException) -> bool:
+def _for_good(error: MlflowException | JournalError) -> bool:
     """Whether asking again would be answered in the same way."""
+    if isinstance(error, JournalError):  # of a file that a journal names
+        return True
     code = int(error.get_http_status_code())  # type: ignore[no-untyped-call]  # MLflow's is untyped
     return 400 <= code < 500 and code not in {408, 429}
