@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 import layerlab
 from helpers import TINY, run_command
-from layerlab import journal
+from layerlab import journal, syncing
 from layerlab.errors import Interrupted, JournalError, TrackingError
 from layerlab.report import Observer
 from layerlab.tracking import OfflineRecorder, Recorder, RunInfo, opening
@@ -398,6 +398,62 @@ def test_an_offline_run_goes_to_any_store_whole(folder: Path, migrated_db: Path)
     other = MlflowClient("sqlite:///other.db")
     (found,) = other.search_runs([other.get_experiment_by_name("layerlab").experiment_id])
     assert len(other.get_metric_history(found.info.run_id, "loss")) == TINY["steps"]
+
+
+def offline_runs(number: int) -> list[Path]:
+    """The journals of so many runs that no store knows."""
+    made = list[Path]()
+    with OfflineRecorder() as recorder:
+        recorder.open(None)
+        for i in range(number):
+            record = recorder.start_run(RunInfo("e", f"run {i}", {}, {}))
+            made.append(journal.path_of(record.started()))
+            record.log_metrics(0, {"loss": 1.0})
+            record.finish("FINISHED")
+    return made
+
+
+def test_a_journal_that_vanishes_hides_no_other(folder: Path) -> None:
+    """Listed, and gone when it is looked at, as one is that was sent in this moment."""
+    (made,) = offline_runs(1)
+    (made.parent / f"{'0' * 32}.jsonl").symlink_to("nowhere")
+    assert journal.journals() == [made]
+
+
+def test_what_somebody_else_sent_meanwhile_is_nothing_left(folder: Path, client: MlflowClient) -> None:
+    """Two at once send the same journals: both say that nothing is left, and each run is there once."""
+
+    other: list[syncing.SyncReport] = []
+
+    class Faster(Observer):
+        """Somebody else, once the journals were looked through."""
+
+        def stage(self, text: str) -> None:
+            if not other:
+                other.append(layerlab.sync())
+
+    offline_runs(2)
+    report = layerlab.sync(observer=Faster())
+    assert (report.ok, other[0].ok) == (True, True)
+    assert [(run.points, run.unsent) for run in report.runs] == [(0, 0)] * 2
+    assert len(client.search_runs([client.get_experiment_by_name("e").experiment_id])) == 2
+    assert journal.journals() == []
+
+
+def test_what_somebody_else_sent_before_it_was_looked_at_is_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a failure of sync, nor a run that was killed, nor one to go on with."""
+    (made,) = offline_runs(1)
+    made.unlink()
+    said: list[str] = []
+    monkeypatch.setattr(journal, "journals", lambda: [made])
+    report = layerlab.sync()
+    assert (report.runs, report.running) == ([], [])
+    syncing.close_killed(said.append)
+    assert said == []
+    with pytest.raises(TrackingError, match="is waiting here for its store"):
+        OfflineRecorder().known(made.stem)
 
 
 ENDLESS = [

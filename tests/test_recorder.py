@@ -387,6 +387,22 @@ def test_a_file_that_the_network_did_not_take_is_sent_again(
     assert [file.path for file in client.list_artifacts(kept.run_id)] == ["picture.png"]
 
 
+def test_a_journal_that_was_sent_between_two_looks_is_gone(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened, and removed by whoever held it before it could be held: nobody works on what has no name."""
+    store, path = Store(), left_behind(client)
+    flock = journal.fcntl.flock
+
+    def late(*arguments: Any) -> None:
+        path.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(journal.fcntl, "flock", late)
+    assert store.deliver(path) is None
+    assert client.get_run(path.stem).info.status == "RUNNING"
+
+
 def test_where_the_artifacts_of_a_new_run_go_is_not_asked_for(
     folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

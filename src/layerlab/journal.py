@@ -87,11 +87,13 @@ def path_of(run_id: str) -> Path:
 
 def journals() -> list[Path]:
     """The journals in this folder, oldest first."""
+    found = list[tuple[int, Path]]()
     if something_there():
         with suppress(OSError):
-            found = [path for path in RUNS.glob(f"*{JOURNAL}") if is_run_id(path.stem)]
-            return sorted(found, key=lambda path: path.stat().st_mtime_ns)
-    return []
+            for path in RUNS.glob(f"*{JOURNAL}"):
+                with suppress(OSError):  # one that was sent in this moment hides no other
+                    found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found) if is_run_id(path.stem)]
 
 
 class Journal:
@@ -103,6 +105,7 @@ class Journal:
 
     Raises:
         BlockingIOError: Somebody holds it, or, where it is not asked for alone, somebody holds it alone.
+        FileNotFoundError: It is gone: somebody sent all of it.
         OSError: It cannot be opened.
     """
 
@@ -113,6 +116,9 @@ class Journal:
         try:
             if sys.platform != "win32":
                 fcntl.flock(self._file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                # Between the two, whoever held it may have removed it, and another may have its name.
+                if not os.path.samestat(os.fstat(self._file), path.lstat()):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         except BaseException:
             os.close(self._file)
             raise

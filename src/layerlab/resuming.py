@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,9 @@ def _target(run: str | Path | None) -> tuple[str, str | None, Checkpoint | None]
 
 def _is_offline(run_id: str) -> bool:
     path = journal.path_of(run_id)
-    return path.exists() and journal.header(path).experiment_id is None
+    with suppress(FileNotFoundError):  # it was sent in this moment: the store knows the run
+        return path.exists() and journal.header(path).experiment_id is None
+    return False
 
 
 def _spec(known: KnownRun, length: dict[str, int | None]) -> ExperimentSpec:

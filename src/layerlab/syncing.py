@@ -82,6 +82,8 @@ def sync(*, tracking_uri: str | None = None, observer: Observer | None = None) -
                 report.running.append(path.stem)
             else:
                 waiting.append((path, journal.header(path)))
+        except FileNotFoundError:
+            continue  # somebody else sent it meanwhile
         except LayerlabError as error:
             report.runs.append(Synced(path.stem, "", path=str(path), reason=str(error)))
     if waiting:
@@ -93,11 +95,18 @@ def sync(*, tracking_uri: str | None = None, observer: Observer | None = None) -
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody works on a journal."""
+    """Whether somebody works on a journal.
+
+    Raises:
+        FileNotFoundError: Somebody sent all of it.
+        JournalError: It cannot be opened.
+    """
     try:
         Journal(path, alone=True).close()
     except BlockingIOError:
         return True
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise JournalError(f"{path}: {error.strerror}") from None
     return False
@@ -154,6 +163,9 @@ def _send(recorder: Recorder, path: Path, known: Header, tracking_uri: str | Non
         unsent = recorder.deliver(path)
     except Interrupted:
         raise
+    except FileNotFoundError:  # somebody else sent it meanwhile
+        synced.unsent = 0
+        return synced
     except (LayerlabError, OSError) as error:
         synced.path, synced.reason = str(path), str(error)
         return synced

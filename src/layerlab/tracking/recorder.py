@@ -211,31 +211,15 @@ class OfflineRecorder:
             TrackingError: No run of that id was recorded without a store, or it runs.
         """
         path = path_of(run_id)
-        if not path.exists():
-            raise TrackingError(f"no run '{one_line(run_id)}' is waiting here for its store", hint=None)
-        known = header(path)
         try:
+            known = header(path)
             with Journal(path, alone=True) as held:
                 held.mend()
+                return _as_of(held, known)
+        except FileNotFoundError:
+            raise TrackingError(f"no run '{one_line(run_id)}' is waiting here for its store") from None
         except BlockingIOError:
             raise TrackingError(f"run {run_id} is still running, as process {known.pid}") from None
-        info, spec_yaml, status = known.info, known.info["spec_yaml"], "RUNNING"
-        tags = dict(info["tags"])
-        for _, entry in entries(path):
-            tags |= entry.get("tags", {})
-            if entry.get("name") == "spec.yaml":
-                spec_yaml = entry["text"]
-            status = "RUNNING" if "running" in entry else entry.get("finish", status)
-        return KnownRun(
-            run_id=run_id,
-            status=status,
-            experiment=info["experiment"],
-            spec_yaml=spec_yaml,
-            data_digest=None if info["dataset"] is None else info["dataset"]["digest"],
-            recorded=recorded_steps(path),
-            tags=tags,
-            state=str(path.stat().st_size),
-        )
 
     def resume_run(self, known: KnownRun, info: RunInfo) -> Record:
         """Goes on in a journal."""
@@ -264,6 +248,27 @@ class OfflineRecorder:
             return held
 
         return Record(start, _stays, known.recorded)
+
+
+def _as_of(held: Journal, known: Header) -> KnownRun:
+    """What a journal has of its run."""
+    info, spec_yaml, status = known.info, known.info["spec_yaml"], "RUNNING"
+    tags = dict(info["tags"])
+    for _, entry in entries(held.path):
+        tags |= entry.get("tags", {})
+        if entry.get("name") == "spec.yaml":
+            spec_yaml = entry["text"]
+        status = "RUNNING" if "running" in entry else entry.get("finish", status)
+    return KnownRun(
+        run_id=known.run_id,
+        status=status,
+        experiment=info["experiment"],
+        spec_yaml=spec_yaml,
+        data_digest=None if info["dataset"] is None else info["dataset"]["digest"],
+        recorded=recorded_steps(held.path),
+        tags=tags,
+        state=str(held.size()),
+    )
 
 
 def _stays(status: str, reason: str | None) -> Future[Unsent | None]:  # noqa: ARG001 -- as `Recorder._finish`
