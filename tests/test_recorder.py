@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ from mlflow.tracking._tracking_service.client import TrackingServiceClient
 import layerlab
 from helpers import TINY
 from layerlab import journal
-from layerlab.errors import TrackingError
+from layerlab.errors import JournalError, TrackingError
 from layerlab.export import build_model
 from layerlab.reference import initial_params
 from layerlab.report import Observer
@@ -385,6 +386,43 @@ def test_a_file_that_the_network_did_not_take_is_sent_again(
     assert kept.reason == "ConnectionError: cut off"
     assert kept.end("FINISHED", None) is None
     assert [file.path for file in client.list_artifacts(kept.run_id)] == ["picture.png"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_journal_needs_no_links(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Where the file system has none: it is there whole and held, and of two who begin it one does."""
+
+    def none(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", none)
+    path = left_behind(client, {"tags": {"a": "b"}})
+    known = journal.header(path)
+    assert [entry for _, entry in journal.entries(path)][1:] == [{"tags": {"a": "b"}}]
+    with pytest.raises(JournalError, match="is there already"):
+        journal.Journal.create(known)
+    path.unlink()
+    with journal.Journal.create(known, alone=True), pytest.raises(BlockingIOError):
+        journal.Journal(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_journal_that_cannot_get_its_name_is_no_fault_of_the_store(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the journal; its run is FAILED."""
+
+    def full(*_: Any) -> None:
+        Path(".layerlab").rename("moved")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(JournalError, match="jsonl: cannot be written: No such file or directory"):
+        Store().start_run(INFO)
+    (run,) = client.search_runs([client.get_experiment_by_name("bulk").experiment_id])
+    assert run.info.status == "FAILED"
 
 
 def test_a_journal_that_was_sent_between_two_looks_is_gone(

@@ -146,10 +146,13 @@ class Journal:
         try:
             journal.append({"header": asdict(header)})
             Progress(path).forget()  # of an earlier journal of this run
-            os.link(begun, path)
+            _name(begun, path)
         except FileExistsError:
             journal.close()
             raise JournalError(f"{path}: is there already", hint="somebody else works on that run") from None
+        except OSError as error:
+            journal.close()
+            raise JournalError(f"{path}: cannot be written: {error.strerror}") from None
         except BaseException:
             journal.close()
             raise
@@ -234,6 +237,21 @@ class Journal:
         if self._file >= 0:
             os.close(self._file)
         self._file = -1
+
+
+def _name(begun: Path, path: Path) -> None:
+    """Gives a file its name, all of it at once.
+
+    Raises:
+        FileExistsError: Another file has it.
+    """
+    try:
+        os.link(begun, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: who makes the name replaces what is nothing yet
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        begun.replace(path)
 
 
 def entries(path: Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
