@@ -456,6 +456,50 @@ def test_what_somebody_else_sent_before_it_was_looked_at_is_nothing(
         OfflineRecorder().known(made.stem)
 
 
+def test_a_journal_without_a_store_is_never_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its first moment on: another command would take its run for one that was killed."""
+    let_go: list[journal.Journal] = []
+    close = journal.Journal.close
+
+    def watched(held: journal.Journal) -> None:
+        let_go.append(held)
+        close(held)
+
+    with OfflineRecorder() as recorder, monkeypatch.context() as patch:
+        recorder.open(None)
+        patch.setattr(journal.Journal, "close", watched)
+        record = recorder.start_run(RunInfo("e", "n", {}, {}))
+        path = journal.path_of(record.started())
+        assert let_go == []
+        with pytest.raises(BlockingIOError):
+            journal.Journal(path)
+    record.finish("FINISHED")
+
+
+def test_a_killed_run_is_held_until_its_store_knows(
+    folder: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody goes on with it, or sends it, between the two."""
+    run = client.create_run("0").info
+    info = {"experiment": "Default", "name": "n", "tags": {}}
+    known = journal.Header(run.run_id, "0", "sqlite:///mlflow.db", info, "here", 1)
+    journal.Journal.create(known).close()
+    tell = Recorder.close_killed
+    held: list[bool] = []
+
+    def watched(recorder: Recorder, run_id: str, reason: str) -> None:
+        held.append(syncing.is_held(journal.path_of(run_id)))
+        tell(recorder, run_id, reason)
+
+    monkeypatch.setattr(Recorder, "close_killed", watched)
+    said: list[str] = []
+    syncing.close_killed(said.append)
+    assert held == [True]
+    assert client.get_run(run.run_id).info.status == "KILLED"
+    assert said == [f"run {run.run_id} was killed; go on with it: layerlab resume {run.run_id}"]
+    assert not syncing.is_held(journal.path_of(run.run_id))
+
+
 ENDLESS = [
     *("run", "-p", "nn", "--steps", "1000000000", "--n", "4", "--d-in", "3", "--hidden", "3"),
     "--quiet",

@@ -126,8 +126,12 @@ class Journal:
         self._room = kept_room(self._file)
 
     @classmethod
-    def create(cls, header: Header) -> Self:
+    def create(cls, header: Header, *, alone: bool = False) -> Self:
         """Begins the journal of a run.
+
+        Args:
+            header: What is known of the run.
+            alone: Whether nobody else may hold it.
 
         Raises:
             JournalError: The folder cannot be written, or the run has a journal.
@@ -140,7 +144,7 @@ class Journal:
             if not os.path.lexists(ignore := HOME / ".gitignore"):
                 write(ignore, "*\n")  # nothing in there is for a repository
             write(begun, "")
-            journal = cls(begun)
+            journal = cls(begun, alone=alone)
         except OSError as error:
             raise JournalError(f"{path}: cannot be written: {error.strerror}") from None
         try:

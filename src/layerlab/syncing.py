@@ -120,27 +120,28 @@ def close_killed(say: Callable[[str], None]) -> None:
     killed, waiting = folder.notes(), list[str]()
     for path in journal.journals():
         try:
-            if is_held(path) or journal.finished(path):
-                continue
-            killed[path.stem] = journal.kind(journal.header(path))
-            waiting.append(path.stem)
-            if _close(path):
-                waiting.pop()
+            with Journal(path, alone=True) as held:
+                if journal.finished(path):
+                    continue
+                known = journal.header(path)
+                killed[path.stem] = journal.kind(known)
+                waiting.append(path.stem)
+                held.end("KILLED", journal.GONE)
+                # While it is held: a run that somebody goes on with is not told to be over.
+                if _told(known):
+                    waiting.pop()
         except Interrupted:
             raise
         except (LayerlabError, OSError):
-            continue  # `sync` says what is wrong with it
+            continue  # somebody works on it, or sent it; or `sync` says what is wrong with it
     for run_id, kind in killed.items():
         cure = f"begin the {kind} again" if kind else f"go on with it: layerlab resume {run_id}"
         later = "; its store is told by: layerlab sync" if run_id in waiting else ""
         say(f"run {run_id} was killed; {cure}{later}")
 
 
-def _close(path: Path) -> bool:
-    """Closes the run of a journal that nobody holds; whether its store could be told."""
-    with Journal(path, alone=True) as held:
-        held.end("KILLED", journal.GONE)
-    known = journal.header(path)
+def _told(known: Header) -> bool:
+    """Tells the store of a run that it was killed; whether that could be done."""
     # Nobody asked for this: another store than the user's own, or one on this machine, is not called, and of
     # what the journal has nothing is sent but that the run is over. The rest waits for resume or sync.
     if known.experiment_id is None or not is_own(known.tracking_uri):

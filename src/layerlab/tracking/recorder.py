@@ -199,8 +199,7 @@ class OfflineRecorder:
             here = this_process()
             run_id = uuid.uuid4().hex
             known = Header(run_id, None, self.shown_uri, asdict(info), here["host"], here["pid"])
-            Journal.create(known).close()
-            return Journal(path_of(run_id), alone=True)
+            return Journal.create(known, alone=True)
 
         return Record(start, _stays)
 
