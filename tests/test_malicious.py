@@ -622,6 +622,27 @@ def test_a_journal_that_somebody_left_calls_nobody(folder: Path, layerlab_cli: A
     assert layerlab_cli("plugins").stderr == "", "once is enough"
 
 
+@pytest.mark.parametrize("where", ["environment", "journal"])
+def test_a_store_whose_address_is_none_stops_no_other_command(
+    folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Neither the user's own, nor that of a journal: sync says what is wrong, and nobody the password."""
+    uri = "postgresql://me:s3cret[pw@127.0.0.1:1/db"
+    if where == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run_id = forged(folder, "sqlite:///mlflow.db" if where == "environment" else uri)
+    path = folder / ".layerlab" / "runs" / f"{run_id}.jsonl"
+    path.write_text(path.read_text().replace('"experiment_id": null', '"experiment_id": "1"'))
+    result = layerlab_cli("plugins")
+    goes_on = f"go on with it: layerlab resume {run_id}"
+    assert result.code == 0
+    assert result.stderr == f"run {run_id} was killed; {goes_on}; its store is told by: layerlab sync\n"
+    result = layerlab_cli("sync", "--quiet")
+    assert result.code == 1
+    assert "the tracking URI (postgresql://...) has a character" in whole(result)
+    assert "s3cret" not in result.stderr
+
+
 def test_a_store_and_a_journal_that_somebody_left_write_nowhere_unasked(
     folder: Path, client: Any, layerlab_cli: Any
 ) -> None:

@@ -322,6 +322,28 @@ def test_a_password_that_would_be_taken_for_a_place_is_refused(
     assert list(empty_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:s3cret[pw@127.0.0.1:1/db",
+        "http://me:s3cret]pw@127.0.0.1:1",
+        "http://me:[s3cret]@127.0.0.1:1",
+        "http://me:s3cret\u2100@127.0.0.1:1",
+        "//me:s3cret[pw@127.0.0.1:1",
+    ],
+)
+@pytest.mark.parametrize("more", [(), ("--offline",)])
+def test_a_password_that_no_uri_has_is_refused(
+    empty_folder: Path, layerlab_cli: Any, uri: str, more: tuple[str, ...]
+) -> None:
+    """With how to write it, and without it."""
+    line = refused(layerlab_cli, "--tracking-uri", uri, *more)
+    assert "://...) has a character before its path that must not be there" in line
+    assert "write '[' and ']' of a password as %5B and %5D" in line
+    assert "cret" not in line
+    assert list(empty_folder.iterdir()) == []
+
+
 def test_a_query_is_not_said(empty_folder: Path, layerlab_cli: Any) -> None:
     """A password may be in it."""
     line = refused(layerlab_cli, "--tracking-uri", "sqlite:////nofolder/x.db?password=s3cret")

@@ -6,9 +6,13 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from layerlab.errors import TrackingError, one_line
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # A server that takes no connection in so many seconds is not there.
@@ -22,7 +26,11 @@ def resolve_uri(given: str | None) -> str:
 
 
 def with_credentials(shown: str, given: str | None) -> str:
-    """The URI of a store that is known without its credentials, which only the user has."""
+    """The URI of a store that is known without its credentials, which only the user has.
+
+    Raises:
+        TrackingError: A URI has no parts.
+    """
     asked = resolve_uri(given)
     return asked if given or without_credentials(asked) == shown else shown
 
@@ -32,13 +40,16 @@ def is_own(shown: str) -> bool:
 
     Args:
         shown: Its URI, without credentials.
+
+    Raises:
+        TrackingError: A URI has no parts.
     """
     if shown == without_credentials(resolve_uri(None)):
         return True
     path = sqlite_path(shown)
     if path is not None:
         return Path(path).resolve().is_relative_to(Path.cwd().resolve())
-    return urlsplit(shown).hostname in {"127.0.0.1", "::1", "localhost"}
+    return _parts(shown).hostname in {"127.0.0.1", "::1", "localhost"}
 
 
 def refuse_unreachable(uri: str) -> None:
@@ -47,7 +58,7 @@ def refuse_unreachable(uri: str) -> None:
     Raises:
         TrackingError: As said.
     """
-    parts = urlsplit(uri)
+    parts = _parts(uri)
     scheme = parts.scheme.partition("+")[0]
     # A database may have several hosts: which of them has to be there only its driver knows.
     if scheme not in _PORTS or not parts.hostname or "," in parts.hostname:
@@ -71,12 +82,32 @@ def refuse_unreachable(uri: str) -> None:
 
 
 def without_credentials(uri: str) -> str:
-    """A URI that may be shown and stored: no user, no password, no query."""
-    parts = urlsplit(uri)
+    """A URI that may be shown and stored: no user, no password, no query.
+
+    Raises:
+        TrackingError: It has no parts.
+    """
+    parts = _parts(uri)
     if not parts.netloc:
         return uri.partition("?")[0]
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _parts(uri: str) -> SplitResult:
+    """The parts of a URI.
+
+    Raises:
+        TrackingError: It has none. What Python says of it may have the password: it is not told.
+    """
+    try:
+        return urlsplit(uri)
+    except ValueError:
+        scheme = re.split(r"[^\w+.-]", uri, maxsplit=1)[0]
+        raise TrackingError(
+            f"the tracking URI ({scheme}://...) has a character before its path that must not be there",
+            hint="write '[' and ']' of a password as %5B and %5D, and what is not ASCII in the same way",
+        ) from None
 
 
 def without_secrets(error: BaseException, uri: str = "") -> str:
@@ -94,7 +125,7 @@ def scrubbed(text: str, uri: str = "") -> str:
     if uri:
         text = text.replace(uri, without_credentials(uri))
         query = uri.partition("?")[2]
-        for secret in (urlsplit(uri).password, query):
+        for secret in (_parts(uri).password, query):
             if secret:
                 text = text.replace(secret, "***")
     return re.sub(r"://[^/\s]+@", "://", text)

@@ -154,9 +154,9 @@ def _told(known: Header) -> bool:
 
 
 def _send(recorder: Recorder, path: Path, known: Header, tracking_uri: str | None) -> Synced:
-    uri = tracking_uri or with_credentials(known.tracking_uri, None)
     synced = Synced(known.run_id, known.tracking_uri)
     try:
+        uri = tracking_uri or with_credentials(known.tracking_uri, None)
         synced.points = synced.unsent = journal.count_points(path, Progress(path).read()[0])
         recorder.open(uri)
         recorder.opened()
