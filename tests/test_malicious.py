@@ -20,7 +20,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from helpers import TIERS, TINY, Site
+from layerlab.errors import TrackingError
 from layerlab.prediction import harmless
+from layerlab.tracking.store import Store
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
@@ -550,6 +552,16 @@ def test_nothing_is_written_through_files_that_are_links(folder: Path, layerlab_
     assert layerlab_cli("resume", run_id, "--steps", "20", "--quiet").code == 0
     assert [path.name for path in outside.iterdir()] == ["precious"]
     assert (outside / "precious").read_text() == "mine"
+
+
+def test_a_lock_that_is_a_link_is_refused(folder: Path) -> None:
+    """What it leads to is not emptied, and the store is not opened."""
+    precious = folder.parent / "precious"
+    precious.write_text("mine")
+    (folder / "mlflow.db.lock").symlink_to(precious)
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        Store()
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("uri", ["postgresql://me:pa/ss@db/x", "http://me:pa?ss@db", "mysql://me:pa#ss@db/x"])
