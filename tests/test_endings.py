@@ -14,9 +14,11 @@ import pytest
 
 import layerlab
 from helpers import TINY, Result
+from layerlab.console import report_text
 from layerlab.errors import Interrupted
 from layerlab.execution import Execution
 from layerlab.journal import journals
+from layerlab.report import Observer
 from layerlab.signals import StopSignals
 
 ENDLESS = (
@@ -75,6 +77,38 @@ def test_a_run_that_fails_before_its_record_is_there(
     (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
     assert (run.info.status, run.data.tags["layerlab.reason"]) == ("FAILED", "MemoryError:")
     assert journals() == []
+
+
+def test_a_run_that_is_stopped_before_its_record_is_there_names_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no id: no command goes on with it."""
+    module = Execution._module
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return module(*arguments)
+
+    monkeypatch.setattr(Execution, "_module", stopped)
+    with pytest.raises(Interrupted) as interrupted:
+        layerlab.run(plugin="nn", **TINY)
+    report = interrupted.value.report
+    assert [(run.status, run.run_id) for run in report.runs] == [("KILLED", "")]
+    assert "resume" not in report_text(report)
+
+
+def test_a_run_whose_journal_could_not_be_made_names_none(empty_folder: Path) -> None:
+    """Its folder became a file after it was looked at: the run is FAILED, and nothing is to be sent."""
+
+    class Taken(Observer):
+        def stage(self, text: str) -> None:
+            if text == "opening the tracking store":
+                Path(".layerlab").write_text("")
+
+    report = layerlab.run(plugin="nn", **TINY, offline=True, observer=Taken())
+    (run,) = report.runs
+    assert (run.status, run.run_id, run.offline) == ("FAILED", "", True)
+    assert "offline" not in report_text(report)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -142,9 +142,13 @@ def report_text(report: Report) -> str:
     lines += [
         f"offline: {run.tier}: recorded in {journal.path_of(run.run_id)}, to send: layerlab sync"
         for run in report.runs
-        if run.offline
+        if run.offline and run.run_id
     ]
-    lines += [f"go on:   layerlab resume {run.run_id}" for run in report.runs if run.status == "KILLED"]
+    lines += [
+        f"go on:   layerlab resume {run.run_id}"
+        for run in report.runs
+        if run.status == "KILLED" and run.run_id  # one that was stopped before it began has none
+    ]
     lines.append(f"compare: {_ui_command(report.tracking_uri)}")
     return "\n".join(lines)
 
