@@ -441,6 +441,34 @@ def test_a_journal_that_was_sent_between_two_looks_is_gone(
     assert client.get_run(path.stem).info.status == "RUNNING"
 
 
+def test_an_entry_that_takes_several_writes_is_whole(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system writes 2 GiB at once and no more: here it is 100 bytes."""
+    path = left_behind(client)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:100]))
+    with journal.Journal(path) as held:
+        held.append(MODEL)
+    assert [entry for _, entry in journal.entries(path)][1:] == [MODEL]
+
+
+def test_an_entry_of_which_a_part_was_written_is_taken_off(folder: Path, client: Any) -> None:
+    """The system takes 100 bytes of it, and then no more."""
+    resource = pytest.importorskip("resource")
+    with journal.Journal(left_behind(client)) as held:
+        size, before = held.size(), resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
+            with pytest.raises(JournalError, match="cannot be written: File too large"):
+                held.append(MODEL)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert held.size() == size
+        held.append({"tags": {"a": "b"}})
+        assert [entry for _, entry in journal.entries(held.path)][1:] == [{"tags": {"a": "b"}}]
+
+
 def test_where_the_artifacts_of_a_new_run_go_is_not_asked_for(
     folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

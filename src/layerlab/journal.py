@@ -182,9 +182,9 @@ class Journal:
         try:
             if "finish" not in entry:
                 self._room = keep_room(self._file, self._room, size + len(line) + ROOM_TO_END)
-            written = os.write(self._file, line)
-            if written < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = memoryview(line)
+            while rest:  # a call writes 2 GiB at most; of a disk that is full the next one says so
+                rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             with suppress(OSError):
                 self._cut(size)
