@@ -57,7 +57,7 @@ def resume(
         One entry.
 
     Raises:
-        InputError: It cannot be gone on with as asked; nothing was recorded.
+        InputError: It cannot be gone on with as asked; nothing was recorded but what it had not sent.
         Interrupted: SIGINT or SIGTERM; its ``report`` says what was done until then.
     """
     if steps is not None and epochs is not None:
