@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SMALL = ["run", "-p", "nn", "--steps", "5", "--n", "4", "--d-in", "3", "--no-export", "--json"]
 
 

@@ -283,8 +283,8 @@ def test_a_target_that_does_not_vary_has_no_r2() -> None:
     assert set(validation_metrics(np.ones((1, 2)), np.ones((1, 2)), classification=False)) == {"val_loss"}
 
 
-# In a process of its own: what other tests once took would hide what this takes. `ru_maxrss` begins with what the
-# parent had.
+# In a process of its own: what other tests once took would hide what this takes. `ru_maxrss` begins with what
+# the parent had.
 MEMORY = """
 import json, layerlab
 
