@@ -190,15 +190,20 @@ class {name}(Tier):
 
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A distribution with one tier that raises at its sixth step and one that leaves by `sys.exit`."""
+    """A distribution with tiers that raise at a step, leave by `sys.exit`, and lose their parameters."""
     site = tmp_path / "site"
     info = site / "faulty-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     points = "[layerlab.tiers]\nraising = faulty_tiers:Raising\nleaving = faulty_tiers:Leaving\n"
+    points += "losing = faulty_tiers:Losing\n"
     (info / "entry_points.txt").write_text(points)
     raising = TIER.format(name="Raising", fault="raise ValueError('no more')")
-    (site / "faulty_tiers.py").write_text(raising + TIER.format(name="Leaving", fault="sys.exit(3)"))
+    losing = (
+        "class Losing(Leaving):\n    calls = 6\n    def params(self):\n        raise ValueError('lost')\n"
+    )
+    text = raising + TIER.format(name="Leaving", fault="sys.exit(3)") + losing
+    (site / "faulty_tiers.py").write_text(text)
     return {"PYTHONPATH": str(site), "LAYERLAB_PLUGINS": "faulty"}
 
 
@@ -207,11 +212,14 @@ def test_tiers_that_fail_are_recorded_with_their_reason(
 ) -> None:
     """An error names tier and step and keeps its traceback; `sys.exit` in a tier is such an error."""
     arguments = ("--n", 4, "--d-in", 3, "--d-out", 2, "--hidden", 3, "--json")
-    process = start("run", "--plugin", "raising", "--plugin", "leaving", *arguments, cwd=folder, env=faulty)
+    tiers = ("--plugin", "losing", "--plugin", "raising", "--plugin", "leaving")
+    process = start("run", *tiers, *arguments, cwd=folder, env=faulty)
     result = finish(process)
     runs = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
     ended = {run.info.run_name: run for run in runs}
     assert result.code == 1
+    assert ended["losing"].info.status == "FAILED"
+    assert "tier 'losing': params failed: ValueError: lost" in ended["losing"].data.tags["layerlab.reason"]
     assert ended["raising"].info.status == "FAILED"
     assert (
         ended["raising"]
@@ -223,6 +231,23 @@ def test_tiers_that_fail_are_recorded_with_their_reason(
     assert ended["leaving"].info.status == "FAILED"
     assert "step 5 failed: SystemExit: 3" in ended["leaving"].data.tags["layerlab.reason"]
     assert "raising: FAILED: tier 'raising': step 5 failed" in result.stderr
+
+
+def test_an_interrupt_after_the_training_takes_nothing_from_it(folder: Path, client: Any) -> None:
+    """The run is whole: FINISHED, with its model; no other tier begins, and the command is interrupted."""
+
+    class AtTheExport(Observer):
+        def stage(self, text: str) -> None:
+            if text.startswith("exporting"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    for tiers in (["nn", "optim"], ["nn"]):
+        with pytest.raises(Interrupted) as interrupted:
+            layerlab.run(plugin=tiers, **TINY, observer=AtTheExport())
+        (run,) = interrupted.value.report.runs
+        assert (run.tier, run.status, run.unsent) == ("nn", "FINISHED", None)
+        assert Path(run.onnx["path"]).is_file()
+        assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.slow

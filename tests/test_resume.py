@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,9 @@ import layerlab
 from layerlab import checkpoint, journal, registry, saving
 from layerlab.errors import DataError, Interrupted, JournalError, SpecError, TrackingError
 from layerlab.folder import remembered as remembered_run
+from layerlab.reference import initial_params
 from layerlab.report import Observer, RunReport
+from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
 
 if TYPE_CHECKING:
     from helpers import Site
@@ -184,6 +187,64 @@ def test_a_short_run_leaves_no_checkpoint_unless_asked(folder: Path) -> None:
     """One a minute is the default."""
     assert layerlab.run(plugin="nn", **FULL).runs[0].checkpoint == ""
     assert not Path("checkpoints").exists()
+
+
+def test_a_signal_in_a_validation_is_looked_at_after_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would end the training at once, in a state that no checkpoint could be made of."""
+    begin, sent = TierModule.on_validation_epoch_start, []
+
+    def stopped(module: TierModule) -> None:
+        begin(module)
+        if not sent:
+            sent.append(module.global_step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TierModule, "on_validation_epoch_start", stopped)
+    with pytest.raises(Interrupted) as interrupted:
+        layerlab.run(plugin="optim", **MINI)
+    (run,) = interrupted.value.report.runs
+    assert (run.status, run.steps > sent[0]) == ("KILLED", True)
+    assert run.checkpoint == f"checkpoints/{run.run_id}/step-{run.steps}.ckpt"
+    assert layerlab.resume(run.run_id).runs[0].status == "FINISHED"
+
+
+def test_an_interrupt_is_one_whatever_the_tiers_state_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that cannot be made is not there; where nobody interrupts, it is the run's failure."""
+
+    def state(_: Any) -> None:
+        raise ValueError("lost")
+
+    monkeypatch.setattr(registry.load(registry.find("nn")), "state", state)
+    with pytest.raises(Interrupted) as interrupted:
+        layerlab.run(plugin="nn", **FULL, observer=StopAt(10))
+    (run,) = interrupted.value.report.runs
+    assert (run.status, run.error, run.checkpoint) == ("KILLED", "stopped by SIGINT", "")
+    (run,) = layerlab.run(plugin="nn", **FULL, checkpoint_every=20).runs
+    assert (run.status, run.steps) == ("FAILED", 20)
+    assert "tier 'nn': state failed: ValueError: lost" in str(run.error)
+
+
+def test_a_checkpoint_is_written_where_it_is_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's folder for temporary files may be of another disk, and small: nothing goes there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "no-such-folder"))
+    module = TierModule(
+        registry.load(registry.find("nn")),
+        initial_params(3, 4, 2, init="linear", bias=True, seed=0),
+        TrainingData(np.ones((8, 3)), np.ones((8, 2)), np.ones((0, 3)), np.ones((0, 2))),
+        lr=1e-3,
+        batch_size=8,
+    )
+    with quiet_lightning():
+        trainer = make_trainer(
+            accelerator="cpu", precision="32-true", max_steps=5, validate=False, plugins=[saving.WholeFile()]
+        )
+        trainer.fit(module)
+        trainer.save_checkpoint("here.ckpt")
+    assert torch.load("here.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_the_time_to_the_first_checkpoint_runs_from_the_start_of_the_training(

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from layerlab import journal
 from layerlab.errors import one_line
 from layerlab.report import Observer
 
@@ -50,7 +49,16 @@ class Progress(Observer):
         self._task: Any = None
 
     def __enter__(self) -> Progress:
-        if self._live:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live = False
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _shown(self) -> Any:
+        """The bar, from the first thing on that takes a moment: bad input is told before. None: no bar."""
+        if self._live and self._bar is None:
             from rich import progress
             from rich.console import Console
 
@@ -66,21 +74,17 @@ class Progress(Observer):
             )
             self._bar.start()
             self._task = self._bar.add_task("starting", total=None, loss="")
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        return self._bar
 
     def stage(self, text: str) -> None:
         """Something that takes a moment begins."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=text)
+        if (bar := self._shown()) is not None:
+            bar.update(self._task, description=text)
 
     def started(self, tier: str, steps: int) -> None:
         """A tier begins to train."""
-        if self._bar is not None:
-            self._bar.reset(self._task, total=steps, description=tier, loss="")
+        if (bar := self._shown()) is not None:
+            bar.reset(self._task, total=steps, description=tier, loss="")
         elif not self._silent:
             _say(f"{tier}: {steps} steps")
 
@@ -106,8 +110,8 @@ class Progress(Observer):
 
     def measuring(self, what: str, rounds: int) -> None:
         """A bench begins its rounds."""
-        if self._bar is not None:
-            self._bar.reset(self._task, total=rounds, description=what, loss="")
+        if (bar := self._shown()) is not None:
+            bar.reset(self._task, total=rounds, description=what, loss="")
         elif not self._silent:
             _say(f"{what}: {rounds} rounds")
 
@@ -123,6 +127,8 @@ def _say(text: str) -> None:
 
 def report_text(report: Report) -> str:
     """The table of runs, and where to look next."""
+    from layerlab import journal
+
     keys = list(dict.fromkeys(key for run in report.runs for key in run.val))
     columns = [
         "tier",
@@ -274,6 +280,8 @@ def bench_text(report: BenchReport) -> str:
         parts.append("\n".join([head, table(columns, rows, right=columns[1:])]))
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
         parts += _peers_text(config)
+    if any(config.refused or config.peers_refused for config in report.configs):
+        parts.append(f"the same problems again: --seed {report.seed}")
     if report.stopped:
         parts.append(report.stopped)
     if report.peers_missing:

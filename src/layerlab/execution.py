@@ -141,7 +141,6 @@ class Execution:
         module.check_params()
         if self.job.spec.export:
             self._export(module, record)
-        self.stop.check()
 
     def _begun(self) -> Record:
         info = run_info(self.job, self.prepared, self.about)
@@ -185,7 +184,7 @@ class Execution:
         )
 
     def _train(self, record: Record) -> TierModule:
-        from layerlab.saving import Saver
+        from layerlab.saving import Saver, WholeFile
         from layerlab.training import make_trainer, quiet_lightning
 
         job, train = self.job, self.job.spec.train
@@ -201,6 +200,7 @@ class Execution:
                 max_steps=self._steps,
                 validate=len(self.prepared.val) > 0,
                 callbacks=savers,
+                plugins=[WholeFile()],
             )
             run_id = record.started(self.stop.check)
             remember(run_id, self.recorder.shown_uri)
@@ -246,7 +246,7 @@ class Execution:
         job, dataset = self.job, self.prepared.dataset
         try:
             exported = export(
-                module.tier.params(),
+                module.params(),
                 self.prepared.scaler,
                 path=MODELS / f"{_file_name(job.spec.name or job.row.name)}-{record.run_id[:8]}.onnx",
                 predict=module.predict,

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab import planning
 from layerlab.errors import Interrupted
-from layerlab.execution import Execution, about
 from layerlab.folder import refuse_unwritable
 from layerlab.report import Observer, Report
 from layerlab.signals import StopSignals
 from layerlab.spec import build_spec
 from layerlab.startup import collector_paused
-from layerlab.tracking import OfflineRecorder, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from layerlab.execution import Execution
 
 
 def run(
@@ -65,6 +65,10 @@ def run(
 
         rows, prepared = planning.read(spec, told)
         stop.check()
+        # most of what is refused was refused by now
+        from layerlab.execution import Execution, about
+        from layerlab.tracking import OfflineRecorder, Recorder
+
         # The recording process imports MLflow while this one imports torch, and opens the store, once nothing
         # is left to refuse, while this one imports Lightning.
         with OfflineRecorder() if offline else Recorder() as recorder:
@@ -99,7 +103,7 @@ def execute(executions: Iterable[Execution], report: Report, stop: StopSignals, 
     Raises:
         Interrupted: A signal came; it has the report.
     """
-    runs = list[Execution]()
+    runs: list[Execution] = []
     try:
         for execution in executions:
             stop.check()
@@ -113,8 +117,8 @@ def execute(executions: Iterable[Execution], report: Report, stop: StopSignals, 
     finally:
         with stop.held():
             _settle(runs)
-    if stop.signum is not None and any(run.unsent for run in report.runs):
-        late = Interrupted(stop.signum)  # while the last one was closed
+    if stop.signum is not None:
+        late = Interrupted(stop.signum)  # since the last one was trained: nothing of it is missing
         late.report = report
         raise late
     return report

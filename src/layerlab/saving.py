@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from contextlib import suppress
@@ -14,6 +15,9 @@ from layerlab.lightimport import unneeded_left_out
 
 with unneeded_left_out():
     from pytorch_lightning.callbacks import Checkpoint
+    from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+import torch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -24,6 +28,28 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN = 60.0
 # So many are kept: should the last one be damaged, there is one before it.
 KEPT = 2
+
+
+class WholeFile(TorchCheckpointIO):
+    """Writes a checkpoint where it is to be, to the disk.
+
+    Lightning's own way writes it into the system's folder for temporary files and moves it from there: that
+    one may be small, or of another disk, and what a process that is killed leaves there stays.
+    """
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,  # noqa: ARG002 -- Lightning's signature
+    ) -> None:
+        """Writes it; torch first makes it in memory, so that what fails is the disk, with an `OSError`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with Path(path).open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Saver(Checkpoint):
@@ -94,8 +120,6 @@ class Saver(Checkpoint):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(aside, weights_only=False)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
             aside.rename(path)
             _sync_folder(path.parent)
             self._forget()

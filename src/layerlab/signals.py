@@ -37,6 +37,15 @@ class StopSignals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def take(self) -> None:
+        """Has the signals again, from a Trainer that put handlers of its own before these.
+
+        Lightning's would end a training at a SIGTERM wherever it notes one, also where nothing can be saved.
+        They are gone with this, until `fit` is over: it then puts back what there was before it.
+        """
+        for signum in self._before:
+            signal.signal(signum, self._note)
+
     def check(self) -> None:
         """Stops if a signal came.
 

@@ -13,10 +13,10 @@ from layerlab.errors import Interrupted, JournalError, LayerlabError
 from layerlab.journal import Journal, Progress
 from layerlab.report import Observer
 from layerlab.storeuri import is_own, with_credentials
-from layerlab.tracking import Recorder
 
 if TYPE_CHECKING:
     from layerlab.journal import Header
+    from layerlab.tracking import Recorder
 
 
 @dataclass
@@ -87,6 +87,8 @@ def sync(*, tracking_uri: str | None = None, observer: Observer | None = None) -
         except LayerlabError as error:
             report.runs.append(Synced(path.stem, "", path=str(path), reason=str(error)))
     if waiting:
+        from layerlab.tracking import Recorder
+
         with Recorder() as recorder:
             for path, known in waiting:
                 observer.stage(f"sending run {path.stem}")
@@ -146,6 +148,8 @@ def _told(known: Header) -> bool:
     # what the journal has nothing is sent but that the run is over. The rest waits for resume or sync.
     if known.experiment_id is None or not is_own(known.tracking_uri):
         return False
+    from layerlab.tracking import Recorder  # most commands find nothing to tell
+
     with Recorder() as recorder:
         recorder.open(with_credentials(known.tracking_uri, None))
         recorder.opened()

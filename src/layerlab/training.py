@@ -70,6 +70,9 @@ class NeverStop:
     def check(self) -> None:
         """Does nothing; `layerlab.signals.StopSignals` raises here."""
 
+    def take(self) -> None:
+        """Does nothing: whoever has a Trainer of their own has its signals."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -147,12 +150,8 @@ class TierModule(pl.LightningModule):
 
         host = np.float64 if self.dtype_ is torch.float64 else np.float32
         params = self._params.map(lambda p: p.astype(host))
-        try:
+        with tiers_own("the tier cannot be built"):
             self.tier = self._tier_class(params, lr=self._lr, device=device, dtype=self.dtype_)
-        except LayerlabError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise TierError(f"the tier cannot be built: {type(error).__name__}: {error}") from error
         data = self._data
         self.batches = Batches(
             tensor(data.x), tensor(data.y), batch_size=self._batch_size, seed=self._seed, device=device
@@ -164,6 +163,10 @@ class TierModule(pl.LightningModule):
         """Nothing of the tier is captured that it no longer has."""
         device, in_place = self.batches.device, self.batches.steps_per_epoch == 1
         self._steps = steps_of(self.tier, device=device, dtype=self.dtype_, in_place=in_place)
+
+    def on_train_start(self) -> None:
+        """From here on signals are looked at between blocks, and nowhere else."""
+        self._stop.take()
 
     def configure_optimizers(self) -> None:
         """The tier updates itself."""
@@ -236,13 +239,24 @@ class TierModule(pl.LightningModule):
             ]
         return np.concatenate(parts)
 
+    def params(self) -> Params:
+        """The parameters as they are now, on the host.
+
+        Raises:
+            TierError: The tier raised.
+        """
+        with tiers_own("params failed"):
+            params: Params = self.tier.params()
+        return params
+
     def check_params(self) -> None:
         """Looks at the parameters once more: the last update has no loss that would show what it did.
 
         Raises:
             DivergedError: A parameter is not a finite number.
+            TierError: The tier raised.
         """
-        for name, p in self.tier.params()._asdict().items():
+        for name, p in self.params()._asdict().items():
             if p is not None and not np.isfinite(p).all():
                 raise DivergedError(
                     f"a parameter of {name}", str(p[~np.isfinite(p)][0]), self.global_step - 1
@@ -250,8 +264,10 @@ class TierModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the tier's state: tensors and numbers only, so that ``weights_only=True`` loads it."""
+        with tiers_own("state failed"):
+            state = _plain(self.tier.state())
         checkpoint["layerlab"] = {
-            "tier": _plain(self.tier.state()),
+            "tier": state,
             "losses": [self.first_loss, self.last_loss],
             "val": [self._validated_at, dict(self.val_metrics)],
         }
@@ -259,10 +275,8 @@ class TierModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on from a tier's state; a validation that was due and did not come is made up for."""
         kept, step = checkpoint["layerlab"], checkpoint["global_step"]
-        try:
+        with tiers_own("the checkpoint does not fit"):
             self.tier.load_state(kept["tier"])
-        except (Exception, SystemExit) as error:
-            raise TierError(f"the checkpoint does not fit: {type(error).__name__}: {error}") from error
         self._begin()
         self.first_loss, self.last_loss = kept["losses"]
         self._validated_at, self.val_metrics = kept["val"]
@@ -326,6 +340,7 @@ def make_trainer(
     max_steps: int,
     validate: bool,
     callbacks: Sequence[pl.Callback] = (),
+    plugins: Sequence[Any] = (),
 ) -> pl.Trainer:
     """A Trainer on one device that logs nothing, saves nothing and draws nothing: layerlab does."""
     return pl.Trainer(
@@ -341,6 +356,7 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
+        plugins=list(plugins),
     )
 
 
@@ -358,14 +374,27 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _forward(tier: Tier, x: Tensor) -> Array:
+@contextmanager
+def tiers_own(what: str) -> Iterator[None]:
+    """Within this context a tier's own code runs: what it raises is its failure, and nobody else's.
+
+    Raises:
+        TierError: It raised.
+    """
     try:
+        yield
+    except LayerlabError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TierError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _forward(tier: Tier, x: Tensor) -> Array:
+    with tiers_own("forward failed"):
         y_pred = tier.forward(x)
         if torch.is_tensor(y_pred):
             y_pred = y_pred.to(torch.float64 if y_pred.device.type != "mps" else torch.float32)
         return host_copy(y_pred).astype(np.float64)
-    except (Exception, SystemExit) as error:
-        raise TierError(f"forward failed: {type(error).__name__}: {error}") from error
 
 
 def _plain(state: Any) -> Any:

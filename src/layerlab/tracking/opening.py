@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from layerlab.errors import JournalError, TrackingError
 from layerlab.journal import Journal, finished, header
 from layerlab.liveness import is_alive
@@ -76,6 +74,8 @@ def one_at_a_time(uri: str) -> Iterator[None]:
         raise TrackingError(
             f"tracking store {without_credentials(uri)}: there is no folder {Path(path).parent}"
         )
+    from filelock import FileLock  # the process that trains locks nothing, and need not load it
+
     with FileLock(f"{path}.lock"):
         yield
 
