@@ -4,6 +4,7 @@
     python benchmarks/performance.py memory     only that part anew
     python benchmarks/performance.py --cuda FILE COMMIT    what a bench on CUDA left, of this commit
     python benchmarks/performance.py --write    only the page
+    python benchmarks/performance.py --dirty ...    of a tree that is not what was committed, and says so
 
 Measuring takes more than two hours, in which the machine should be left alone. What is measured on CUDA is
 left by `performance_page.CUDA_BENCH`, on a machine that need have nothing else of this. Which bare loop was
@@ -185,6 +186,9 @@ def main() -> None:
         "--cuda", nargs=2, metavar=("FILE", "COMMIT"), help="take over what a bench on CUDA left, and of what"
     )
     parser.add_argument("--write", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--dirty", action="store_true", help="measure what is not committed: nobody can measure it again"
+    )
     arguments = parser.parse_args()
     only_page = arguments.write or arguments.cuda
     if only_page and arguments.parts:
@@ -192,6 +196,8 @@ def main() -> None:
     if not only_page and layerlab_fused.CompiledStep is None:
         parser.error("the step of `fused` that the page speaks of was not compiled: install a C compiler")
     commit = commit_of_tree()  # before the figures are written into it
+    if not only_page and not arguments.dirty and commit.endswith("-dirty"):
+        parser.error("what would be measured is not committed: commit it, or say --dirty")
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.cuda:
         take_over(found, *arguments.cuda)

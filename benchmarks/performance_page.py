@@ -23,6 +23,11 @@ CUDA_BENCH = f"layerlab bench all fused {_ON_CUDA} > cuda.json"
 CUDA_AGAINST = f"layerlab bench custom-module fused --against {{against}} {_ON_CUDA} > against.json"
 # Where there is no such bench.
 ALONE = "`fused` and the loop that it is held against are of other seconds here."
+# Where there is one on the CPU.
+IN_TURNS = (
+    ": on the CPU, that `fused` is held against a bare loop of torch's is of a bench of\n"
+    "its own, in which its training took turns with that loop too (`layerlab bench fused --against TIER`)"
+)
 # Of a bench that did not tell what of a tracked step is the store's, and measured otherwise than later ones.
 OTHERWISE = (
     "What sending the losses takes is in the tracked steps of this bench only where it is slower than the\n"
@@ -84,20 +89,34 @@ def _of_tiers(found: dict[str, Any]) -> list[Claim]:
     rows = {row["tier"]: row for row in found["bench"]["configs"][0]["rows"]}
     loop = fastest_bare(timings_of(found["bench"]))
     fused, against = rows["fused"]["timings"]["tracked"], rows[loop]["timings"]["bare"]
-    if found.get("fused", {}).get("against") == loop:  # else what there is are rounds of other seconds
+    if _in_turns(found):
         (row,) = found["fused"]["configs"][0]["rows"]
         fused, against = row["timings"]["tracked"], row["against"]["tracked"]
     tracked = over(fused["rounds"], against["rounds"])
     bare = over(rows["fused"]["timings"]["bare"]["rounds"], rows["fused"]["floor"]["rounds"])
+    every = _of_all(found["tracked_run"]["tiers"])
+    runs = over(every["tracked"], every["bare"])
     return [
         *(
-            (f"a tracked step, `{tier}`", "its bare loop", _tax(row), STEP)
+            (f"a tracked step, `{tier}`", "its bare loop, in turns", _tax(row), STEP)
             for tier, row in rows.items()
             if tier in BUILTINS[1:]
+        ),
+        (
+            "the same by whole runs, all of them",
+            "their bare loops",
+            runs,
+            STEP,
         ),
         ("a tracked step, `fused`", f"the fastest bare loop of the seven (`{loop}`)", tracked, 0.70),
         ("a step of `fused`", "its five matrix products alone", bare, 1.10),
     ]
+
+
+def _in_turns(found: dict[str, Any]) -> bool:
+    """Whether `fused` took turns with the loop that it is held against, and not only rounds."""
+    loop = fastest_bare(timings_of(found["bench"]))
+    return bool(found.get("fused", {}).get("against") == loop)
 
 
 def _on_cuda(figures: dict[str, Any], held: dict[str, Any] | None) -> list[Claim]:
@@ -202,14 +221,19 @@ def _tiers(config: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def _runs(sides: dict[str, dict[str, list[float]]]) -> str:
-    """What whole runs gave, by tier and of all tiers together."""
-    rows = []
-    every = {
+def _of_all(sides: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
+    """What whole runs of all tiers took together, round by round, and their bare loops."""
+    return {
         side: [sum(one) for one in zip(*(seconds[side] for seconds in sides.values()), strict=True)]
         for side in ("tracked", "bare")
     }
-    for tier, seconds in [*((f"`{tier}`", seconds) for tier, seconds in sides.items()), ("all", every)]:
+
+
+def _runs(sides: dict[str, dict[str, list[float]]]) -> str:
+    """What whole runs gave, by tier and of all tiers together."""
+    rows = []
+    tiers = [*((f"`{tier}`", seconds) for tier, seconds in sides.items()), ("all", _of_all(sides))]
+    for tier, seconds in tiers:
         tracked, bare = (Timing.of([1e6 * s for s in seconds[side]]) for side in ("tracked", "bare"))
         ratio = tracked.over(bare)
         rows.append([tier, shown(tracked, ".0f"), shown(bare, ".0f"), shown(ratio), verdict(ratio, STEP)])
@@ -301,6 +325,13 @@ def _growth(found: dict[str, Any]) -> str:
     return table(["grows", "tier", "seconds", "exponents"], rows)
 
 
+def _bytes_a_row(large: dict[str, Any]) -> float:
+    """By how much the process's own memory grows with a row of the table."""
+    quarter = large["quarter"]
+    grown = large["own_memory_grown_mb"] - quarter["own_memory_grown_mb"]
+    return 1e6 * grown / (large["rows"] - quarter["rows"])
+
+
 def _made(found: dict[str, Any]) -> str:
     """When, where and from what commit each part is."""
     columns = ["date", "machine", "commit"]
@@ -321,6 +352,7 @@ def page(found: dict[str, Any]) -> str:
             d_out=config["d_out"],
             rounds=_rounds(bench),
             tiers=_tiers(config),
+            fused=IN_TURNS if _in_turns(found) else "",
             more=found["tracked_run"]["steps"],
             runs=_runs(found["tracked_run"]["tiers"]),
             peers=_peers(config),
@@ -329,6 +361,7 @@ def page(found: dict[str, Any]) -> str:
             table_gb=large["table_gb"],
             grown=large["own_memory_grown_mb"],
             quarter=large["quarter"],
+            a_row=_bytes_a_row(large),
             run=commands["ratios"][0]["of"],
             modules=len(commands["imports"]) + commands["modules_beside"],
             beside=commands["modules_beside"],

@@ -17,12 +17,14 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
 
 from helpers import KEEPS_BLOCKS
-from layerlab.benchmarking import BenchReport, bench, processes
+from layerlab.benchmarking import BenchReport, bench, picture, processes
 from layerlab.benchmarking.audit import audit_way
 from layerlab.benchmarking.coordinator import _metrics
-from layerlab.benchmarking.machine import settings
+from layerlab.benchmarking.machine import changed, settings
 from layerlab.benchmarking.picture import draw
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import Refused, WorkerProcess
@@ -179,6 +181,42 @@ class Strides(Whole):
         return self.loss
 
 
+class Guesses(Whole):
+    '''Makes two steps as one that is twice as long, and guesses the loss between them.'''
+
+    count, loss, fall = 0, None, 0.0
+
+    def params(self):
+        self.count = 0
+        return super().params()
+
+    def step(self, x, y):
+        self.count += 1
+        long = self.count > 10
+        if long and self.count % 2:
+            return self.loss - self.fall
+        lr, self.t.lr = self.t.lr, (2 if long else 1) * self.t.lr
+        before, self.loss = self.loss, float(super().step(x, y))
+        self.t.lr = lr
+        self.fall = (before - self.loss) / (2 if self.count > 12 else 1) if before else 0.0
+        return self.loss
+
+
+class Coarse(Whole):
+    '''Multiplies numbers of 8 bits when nobody looks.'''
+
+    count = 0
+
+    def params(self):
+        self.count = 0
+        return super().params()
+
+    def step(self, x, y):
+        self.count += 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.count > 10):
+            return super().step(x, y)
+
+
 def made_in(name):
     '''Whether a function of that name is being called, however far up.'''
     frame = sys._getframe()
@@ -310,7 +348,7 @@ def cheats(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
     """Installed tiers that should have no row, where worker processes find them too."""
     names = {"skips": "SkipsWhenTimed", "replays": "ReplaysItsAnswer", "in-parts": "InParts"}
     same = ("Nothing", "Deferred", "Converged", "Strides", "Threads", "Forgetful", "Vanishes", "Bursts")
-    same += ("Relapses", "Beside", "Trained", "Ahead", "Sleeps")
+    same += ("Guesses", "Coarse", "Relapses", "Beside", "Trained", "Ahead", "Sleeps")
     names |= {name.lower(): name for name in same} | {"honest": "Whole"}
     targets = {name: f"MODULE:{target}" for name, target in names.items()}
     site.add("cheats-dist", targets, CHEATS)
@@ -350,8 +388,12 @@ def test_tiers_side_by_side(folder: Path, client: Any) -> None:
     # of the workers, whoever calls
     assert report.machine["cpu_allocator"] != "default" or not KEEPS_BLOCKS
     assert report.machine["openblas_thread_timeout"] == os.environ.get(BLAS_TIMEOUT, "20")
+    assert report.machine["blas_threads"] == torch.get_num_threads()
     run = client.get_run(report.run_id)
     assert run.info.status == "FINISHED"
+    # drawn: nobody knew it, and with it the problems can be had again
+    assert run.data.params["seed"] == str(report.seed)
+    assert report.seed not in (0, bench(["numpy"], **SMALL, rounds=1, seconds=0.01, modes=["bare"]).seed)
     metrics, row = run.data.metrics, config.rows[1]
     tracked, tax = row.timings["tracked"], row.tax("tracked")
     for end, of in (("", "median"), ("_low", "low"), ("_high", "high")):
@@ -467,10 +509,11 @@ def test_metrics_of_a_sweep_say_of_which_problem() -> None:
 def test_a_sweep_over_sizes_from_the_command_line(folder: Path, layerlab_cli: Any) -> None:
     """Every combination is a problem of its own; the picture has one line a tier."""
     flags = ["--hidden", "2,4", "--batch-size", "3,9", "--d-in", "5", "--d-out", "2"]
-    quick = ["--rounds", 1, "--seconds", 0.01, "--mode", "bare"]
+    quick = ["--rounds", 1, "--seconds", 0.01, "--mode", "bare", "--seed", 5]
     result = layerlab_cli("bench", "tensors", *flags, *quick, "--json")
     assert (result.code, result.stderr) == (0, "4 problems: 1 rounds\n")
     report = json.loads(result.stdout)
+    assert report["seed"] == 5
     sizes = [(config["batch_size"], config["hidden"]) for config in report["configs"]]
     assert sizes == [(3, 2), (3, 4), (9, 2), (9, 4)]
     assert [list(config["rows"][0]["timings"]) for config in report["configs"]] == [["bare"]] * 4
@@ -485,6 +528,7 @@ def test_no_speed_without_proof(cheats: Site, folder: Path, layerlab_cli: Any) -
     result = layerlab_cli("bench", *names, *sizes, *quick)
     assert result.code == 1
     assert "refused: skips: fails its audit" in result.stdout
+    assert "the same problems again: --seed " in result.stdout
     (config,) = json.loads(next(folder.glob("mlruns/**/bench.json")).read_text())["configs"]
     assert [row["tier"] for row in config["rows"]] == ["honest"]
     refused = config["refused"]
@@ -536,14 +580,35 @@ def faults(worker: Worker, mode: str) -> list[str | None]:
     return [answer["modes"][mode]["fault"] for answer in rounds]
 
 
-@pytest.mark.parametrize("name", ["deferred", "converged", "strides", "in-parts", "threads"])
+@pytest.mark.parametrize(
+    "name", ["deferred", "converged", "strides", "guesses", "coarse", "in-parts", "threads"]
+)
 def test_work_that_was_not_done_is_seen(cheat: Cheat, name: str) -> None:
-    """Put off, left out where it brings little, made of longer strides, or done with what others have not."""
+    """Put off, left out where it brings little, in longer strides, coarse, or with what others have not."""
     worker = cheat(name)
     assert worker.prove()["ok"]
     seen = [fault for fault in faults(worker, "bare") if fault is not None]
     assert seen
     assert (name == "threads") == ("changes the settings of its process: threads" in seen[0])
+
+
+def test_threads_of_numpys_are_watched_too() -> None:
+    """They are not torch's, and nobody's to change."""
+    before = settings()
+    with threadpool_limits(before["blas_threads"] + 1, user_api="blas"):
+        assert changed(before) == (
+            "changes the settings of its process: blas_threads from "
+            f"{before['blas_threads']} to {before['blas_threads'] + 1}"
+        )
+    assert changed(before) is None
+
+
+@pytest.mark.gpu
+def test_on_cuda_replayed_steps_are_proven(folder: Path) -> None:
+    """They are what is timed in a training; `optim` has none."""
+    report = bench(["tensors", "optim"], **SMALL, **QUICK, accelerator="gpu")
+    (config,) = report.configs
+    assert [("replays-agree" in row.proof) for row in config.rows] == [True, False]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -755,12 +820,13 @@ def test_some_units_may_go_the_other_way_in_one_round() -> None:
     assert set(taken) <= set(problem.forks(counts, "32-true", [56, 63, 75]))
     way, others = problem.way(counts), problem.way(counts, taken)
     losses, end = others.losses.tolist(), others.end
-    assert "w1 is off" in str(audit_way(way, losses, end, "32-true"))
+    assert "timed step 11 gave the loss" in str(audit_way(way, losses, end, "32-true"))
+    assert "w1 is off" in str(audit_way(way, way.losses.tolist(), end, "32-true"))
     assert problem.fault(counts, losses, end, "32-true") is None
     for unit in (75, 2):
         wrong = end.w1.copy()
         wrong[:, unit] += 0.5 * (problem.start.w1[:, unit] - wrong[:, unit])
-        assert "w1 is off" in str(problem.fault(counts, losses, end._replace(w1=wrong), "32-true"))
+        assert problem.fault(counts, losses, end._replace(w1=wrong), "32-true") is not None
 
 
 def test_to_get_to_the_other_side_may_take_some_steps() -> None:
@@ -845,6 +911,11 @@ class W:
         open("hangs.over", "w").close()
         os._exit(0)
 
+    def crash(self):
+        if os.fork():
+            os._exit(7)
+        time.sleep(60)
+
 
 serve(W)
 """
@@ -914,6 +985,17 @@ def _is_gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state in ("X", "Z")
+
+
+def test_one_that_is_gone_is_not_waited_for(hangs: str) -> None:
+    """What it forked has its pipe too, and would keep it open for a minute."""
+    with WorkerProcess(hangs) as worker:
+        worker.ask("begin")
+        began = time.monotonic()
+        with pytest.raises(Refused, match="its process ended in 'crash' with code 7"):
+            worker.ask("crash")
+        assert time.monotonic() - began < 30
+        assert worker.ended
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -1123,6 +1205,19 @@ def test_problems_of_equal_work_are_drawn(tmp_path: Path) -> None:
     assert configs[0].operations == configs[1].operations
     draw(tmp_path / "lines.png", BenchReport({}, "", 2, 0.2, "32-true", configs))
     assert (tmp_path / "lines.png").is_file()
+
+
+def test_no_two_tiers_are_drawn_alike() -> None:
+    """There are more of them than colours."""
+    timing = Timing.of([1.0, 2.0])
+    rows = [
+        Row(name, "d 1", {"bare": timing}, {}, 1.0, 0.5, 1.0, timing, 1.0, 1.0, "") for name in "abcdefghi"
+    ]
+    report = BenchReport({}, "", 2, 0.2, "32-true", [Config(n, 5, 2, 2, rows) for n in (4, 8)])
+    axes = Figure().subplots()
+    picture._lines(axes, report)
+    drawn = {(line.get_color(), line.get_linestyle()) for line, *_ in axes.containers}
+    assert len(drawn) == 9
 
 
 def test_the_operations_of_a_step() -> None:

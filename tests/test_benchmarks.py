@@ -74,10 +74,12 @@ def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
     loop = found["fused"]["against"]
     in_turns = performance.over(row["timings"]["tracked"]["rounds"], row["against"]["tracked"]["rounds"])
     assert claimed() == (f"the fastest bare loop of the seven (`{loop}`)", in_turns)
+    assert performance.IN_TURNS in performance.page(found)
     rows["numpy"]["timings"]["bare"]["median"] = 1e-9
     tracked, bare = rows["fused"]["timings"]["tracked"], rows["numpy"]["timings"]["bare"]
     by_rounds = performance.over(tracked["rounds"], bare["rounds"])
     assert claimed() == ("the fastest bare loop of the seven (`numpy`)", by_rounds)
+    assert performance.IN_TURNS not in performance.page(found)
 
 
 def on_cuda(found: Any) -> Any:
@@ -208,6 +210,19 @@ def test_what_is_no_such_bench_is_not_taken_over(tmp_path: Path) -> None:
     assert json.dumps(found) == before
     del found["cuda"]
     assert refused(held).startswith("nothing says yet which loop is the fastest: layerlab bench all fused")
+
+
+def test_what_is_not_committed_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody could measure it again."""
+    performance = script("performance")
+    monkeypatch.setattr(performance, "commit_of_tree", lambda: "0123abc-dirty")
+    monkeypatch.setattr(sys, "argv", ["performance.py", "memory"])
+    with pytest.raises(SystemExit) as error:
+        performance.main()
+    assert error.value.code == 2
+    assert "what would be measured is not committed" in capsys.readouterr().err
 
 
 def test_whole_runs_are_summed_round_by_round() -> None:

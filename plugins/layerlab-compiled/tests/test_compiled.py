@@ -255,6 +255,19 @@ def test_a_tier_is_not_built_for_cuda_without_triton() -> None:
     assert raised.value.hint == "pip install triton"
 
 
+def test_a_tier_is_not_built_for_cuda_without_a_c_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton builds with it what launches a kernel; without one it would say so in the midst of a step."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # Triton is there
+    params = Params(np.ones((2, 2)), np.ones((2, 2)))
+    with pytest.raises(TierError, match="needs a C compiler, and there is no gcc or clang") as raised:
+        CompiledTier(params, lr=1.0, device=torch.device("cuda"), dtype=torch.float64)
+    assert "CC" in str(raised.value.hint)
+
+
 def test_a_run_without_a_compiler_ends_in_one_line_and_a_hint(tmp_path: Path) -> None:
     """The command: what is missing, how to get it, no traceback, exit 1."""
     programs, work = tmp_path / "bin", tmp_path / "work"

@@ -5,18 +5,31 @@ the same start on the same rows, and what every single step brought must be what
 *That it is still the right work:* the object then makes a few more steps on other rows in the same memory,
 each compared with the oracle within the bound of that one step.
 
-How far two correct trainings may be apart. A parameter is rounded at every step, in the worst case always to
-the same side: after t steps by ``t u |p|``. An error that is there grows with the curvature, and `problem`
+How far two correct trainings may be apart. An error that is there grows with the curvature, and `problem`
 chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
 e-fold, and e-fold once more for the units that ReLU switches a few steps earlier or later. (Where rounding
 decides whether it switches at all there are two right ways, and one of them must be taken: see `way.forks`.)
-The gradients' own
-rounding is a share of the way, ``terms u``. Adam divides by the gradient: where that is within its error of 0
-the update may be anything, which is so for about such a share of all entries, and in the norm the root of it.
-The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
-probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.
 
-What cannot be seen: a loss that was guessed to within its rounding is as good as one that was computed.
+*A loss.* The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
+probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.
+And it is the loss of other parameters. They are rounded at every step, each by itself: by ``u`` times the
+largest of them and the root of t after t steps, where an update is one sum of gradient and weight, and of so
+many more where the rows are added to a weight one by one. Errors that have nothing to do with each other have
+nothing to do with the gradient either, and what they change the loss by is its norm times one such error, not
+times the norm of all of them (Hoeffding, "Probability inequalities for sums of bounded random variables",
+1963). The gradients' own rounding may be the same at every step, for the rows are: by ``u`` times the root of
+their terms of the way so far, all of it along the gradient.
+
+*The end.* In the worst case a parameter is rounded always to the same side, as where updates are less than
+it can tell: after t steps by ``t u |p|``. The gradients' own rounding is a share of the way, ``terms u``.
+
+*Adam* divides by the gradient: where that is within its error of 0 the update may be anything, which is so
+for about a share of ``terms u`` of all entries, and in the norm the root of it. And what is wrong with an
+entry goes on in what it remembers: a loss may be off by what the worst case of the parameters makes of it.
+
+What cannot be seen: a loss that was guessed to within its rounding is as good as one that was computed. Who
+makes fewer and longer steps of gradient descent is seen by where they lead, two as one already; who makes
+them by a better rule than that, or does it with Adam's, may not be.
 """
 
 from __future__ import annotations
@@ -37,7 +50,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from layerlab.benchmarking.way import Way
-    from layerlab.tier import Params, Precision, Tier
+    from layerlab.tier import Array, Params, Precision, Tier
 
 # The optimizers whose steps the oracle can make.
 KNOWN = ("sgd", "adam")
@@ -50,6 +63,8 @@ def audit_way(
     end: Params,
     precision: Precision,
     losses_in: Precision | None = None,
+    *,
+    roundings: int = 1,
 ) -> str | None:
     """What shows that the steps of a round were not made, or None.
 
@@ -59,15 +74,16 @@ def audit_way(
         end: The parameters after it.
         precision: The precision of the run.
         losses_in: That of the losses, where they were kept in another one.
+        roundings: How often an update rounds a weight.
     """
     if len(losses) != len(way.losses):
         return f"{len(losses)} losses were given for {len(way.losses)} steps"
     seen, expected = np.asarray(losses, np.float64), way.losses
     u = Roundoff.of(precision).store
-    wander = GROWTH * u * norm(way.start)  # of the parameters, a step
     one_loss = Roundoff.of(losses_in or precision).store * way.rounding
+    astray = GROWTH * u * _astray(way, roundings)
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(seen - expected) <= one_loss + wander * np.arange(len(seen)) * way.slopes)
+        wrong = ~(np.abs(seen - expected) <= one_loss + astray * way.slopes)
     if wrong.any():
         step = int(wrong.argmax())
         return f"timed step {step} gave the loss {seen[step]:.6g}, and it is {expected[step]:.6g}"
@@ -82,7 +98,16 @@ def audit_way(
             said = f"timed step {first + at} brought the loss down by {brought[at]:.4g}"
             return f"{said}, and it brings {brings[at]:.4g}"
         first += count
-    return _audit_end(way, end, wander * len(losses), way.terms * u)
+    return _audit_end(way, end, GROWTH * u * norm(way.start) * len(losses), way.terms * u)
+
+
+def _astray(way: Way, roundings: int) -> Array:
+    """How far along the gradient the parameters may be before every step, in units of the roundoff."""
+    steps = np.arange(len(way.losses))
+    if way.optimizer == "adam":
+        return norm(way.start) * steps
+    largest = max(float(np.abs(p).max()) for p in way.start if p is not None and p.size)
+    return largest * np.sqrt(roundings * steps) + math.sqrt(way.terms) * way.gone
 
 
 def _audit_end(way: Way, end: Params, wandered: float, share: float) -> str | None:

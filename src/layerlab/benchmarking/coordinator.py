@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import secrets
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ def bench(
     seconds: float = SECONDS,
     precision: Precision = "32-true",
     accelerator: str = "cpu",
-    seed: int = 0,
+    seed: int | None = None,
     against: str | None = None,
     peers: bool = False,
     experiment: str = "layerlab-bench",
@@ -63,7 +64,7 @@ def bench(
         seconds: About how long a round is; one under a Trainer is three times as long.
         precision: "32-true" or "64-true".
         accelerator: "cpu" or "gpu".
-        seed: What problems are drawn from.
+        seed: What problems are drawn from; None: one that nobody can know before, which the report tells.
         against: A tier, with whose bare loop every training takes turns too: how many times as long a step
             takes is then told of the same moments.
         peers: Also measure what people would otherwise write: see `layerlab.benchmarking.peers`.
@@ -77,14 +78,15 @@ def bench(
             it, and in the ``report`` of the error.
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
-    _check(modes, rounds, seconds, precision, accelerator, seed)
+    drawn_from = secrets.randbelow(1 << 32) if seed is None else seed
+    _check(modes, rounds, seconds, precision, accelerator, drawn_from)
     rows = registry.select(list(tiers))
     measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     other = None if against is None else others.chosen(against, rows, measured, accelerator)
-    asked = Asked(rows, measured, rounds, seconds, precision, accelerator, seed, other)
+    asked = Asked(rows, measured, rounds, seconds, precision, accelerator, drawn_from, other)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     selector = "" if other is None else other.selector
-    report = BenchReport({}, now, rounds, seconds, precision, configs, selector)
+    report = BenchReport({}, now, rounds, seconds, precision, configs, selector, drawn_from)
     with StopSignals() as stop, Recorder() as recorder:
         recorder.open(tracking_uri, experiment)
         recorder.opened(stop.check)
@@ -131,6 +133,7 @@ def _record(
             **sizes,
             **{"tiers": names, "rounds": str(asked.rounds), "seconds": str(asked.seconds)},
             **{"precision": asked.precision, "accelerator": asked.accelerator, "peers": str(peers)},
+            "seed": str(asked.seed),
             **({} if asked.against is None else {"against": asked.against.selector}),
         },
         tags={"layerlab.tiers": names},

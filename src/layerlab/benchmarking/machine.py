@@ -10,11 +10,13 @@ import resource
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 
 from layerlab import startup
 
@@ -28,12 +30,19 @@ def settings() -> dict[str, Any]:
     """What makes everybody faster or slower: the same for all tiers, and not theirs to change."""
     return {
         "threads": torch.get_num_threads(),
+        "blas_threads": max((pool["num_threads"] for pool in _blas().info()), default="unknown"),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "huge_pages": _huge_pages(),
         "openblas_thread_timeout": os.environ.get(startup.BLAS_TIMEOUT, "default"),
         "cuda_allocator": next((os.environ[key] for key in _ALLOCATOR if key in os.environ), "default"),
     }
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """NumPy's BLAS, found once: to look through what is loaded takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 def changed(before: dict[str, Any]) -> str | None:

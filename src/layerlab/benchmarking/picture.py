@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Of more tiers than colours, the next seven.
+_LINES = ("-", "--", ":", "-.")
 
 
 def draw(path: Path, report: BenchReport) -> None:
@@ -69,8 +71,9 @@ def _lines(axes: Any, report: BenchReport) -> None:
             [(timing.median - timing.low) * 1e6 for _, timing in points],
             [(timing.high - timing.median) * 1e6 for _, timing in points],
         ]
-        colour = _COLOURS[i % len(_COLOURS)]
-        axes.errorbar(work, medians, yerr=error, marker=".", capsize=2, color=colour, label=tier)
+        again, place = divmod(i, len(_COLOURS))
+        style = {"color": _COLOURS[place], "linestyle": _LINES[again % len(_LINES)], "marker": "."}
+        axes.errorbar(work, medians, yerr=error, capsize=2, label=tier, **style)
     axes.set(
         xscale="log",
         yscale="log",

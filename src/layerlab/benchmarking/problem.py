@@ -102,6 +102,8 @@ class TimedProblem:
         end: Params,
         precision: Precision,
         losses_in: Precision | None = None,
+        *,
+        roundings: int = 1,
     ) -> str | None:
         """What shows that the steps of a round were not made, on any right way, or None.
 
@@ -114,25 +116,31 @@ class TimedProblem:
             end: The parameters after it.
             precision: The precision of the run.
             losses_in: That of the losses, where they were kept in another one.
+            roundings: How often an update rounds a weight.
         """
+
+        def audit(way: Way) -> str | None:
+            return audit_way(way, losses, end, precision, losses_in, roundings=roundings)
+
         way, taken = self.way(counts), list[Fork]()
-        fault = audit_way(way, losses, end, precision, losses_in)
+        fault = audit(way)
         if fault is None or len(losses) != sum(counts) or end.w1.shape != way.end.w1.shape:
             return fault
         for _ in range(_MOST_FORKS):
             off = _off(way, end)
             unit = int(off.argmax())
-            tried = []
+            tried: list[tuple[float, Fork, Way, str]] = []
             for fork in self.forks(counts, precision, [unit])[:_MOST_TRIED]:
                 other = self.way(counts, [*taken, fork])
-                if audit_way(other, losses, end, precision, losses_in) is None:
+                if (said := audit(other)) is None:
                     return None
-                tried.append((float(_off(other, end)[unit]), fork, other))
+                tried.append((float(_off(other, end)[unit]), fork, other, said))
             if not tried:
                 return fault
-            nearer, fork, way = min(tried, key=lambda found: found[0])
+            nearer, fork, way, said = min(tried, key=lambda found: found[0])
             if not nearer < off[unit] / 2:
                 return fault
+            fault = said
             taken.append(fork)
         return fault
 

@@ -128,11 +128,15 @@ class WorkerProcess:
                 self._process.wait()
                 self.ended = True
                 raise Refused(f"its process did not answer '{what}' in {LONGEST_SECONDS:g} s, and was ended")
-            if select.select([pipe], [], [], _LOOK)[0]:
+            gone = self._process.poll() is not None  # before the look: what it wrote last is there by then
+            if select.select([pipe], [], [], 0 if gone else _LOOK)[0]:
                 more = os.read(pipe, 1 << 16)
                 if not more:
                     return b""
                 self._read += more
+            elif gone:  # whom it forked has the pipe too, and keeps it open
+                kill_group(self._process)
+                return b""
         line, _, self._read = self._read.partition(b"\n")
         return line
 

@@ -182,6 +182,7 @@ class BenchReport:
         precision: "32-true" or "64-true".
         configs: One entry a problem.
         against: The tier with whose bare loop every training took turns too; empty where there was none.
+        seed: What the problems were drawn from.
         peers_missing: The peers that are not installed, and what installs them.
         stopped: What ended it before the rounds that were asked for; empty where nothing did.
         run_id: The MLflow run that holds the bench.
@@ -199,6 +200,7 @@ class BenchReport:
     precision: str
     configs: list[Config] = field(default_factory=list)
     against: str = ""
+    seed: int = 0
     peers_missing: dict[str, str] = field(default_factory=dict)
     stopped: str = ""
     run_id: str = ""

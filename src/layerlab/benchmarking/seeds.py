@@ -1,4 +1,7 @@
-"""What problems are drawn from: in every round and mode another one, for all tiers the same."""
+"""What problems are drawn from: in every round and mode another one, for all tiers the same.
+
+Of a seed that is known beforehand all answers are: a bench that is not given one draws it.
+"""
 
 from __future__ import annotations
 

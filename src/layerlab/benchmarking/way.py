@@ -57,6 +57,7 @@ class Way:
         end: The parameters after the last step.
         losses: The loss of every step.
         slopes: The norm of the gradient at every step.
+        gone: How far gradient descent had gone before every step.
         counts: How many steps were made on each of the rows.
         rounding: How far a loss is off, in units of the roundoff.
         terms: How many terms go into a loss, on its longest way.
@@ -67,6 +68,7 @@ class Way:
     end: Params
     losses: Array
     slopes: Array
+    gone: Array
     rounding: Array
     counts: tuple[int, ...]
     terms: int
@@ -108,7 +110,8 @@ def follow(
             slopes.append(slope)
             rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
         params = walk.params()
-    seen = np.array(losses), np.array(slopes), np.array(rounding)
+    gone = lr * np.cumsum([0.0, *slopes])[:-1]
+    seen = np.array(losses), np.array(slopes), gone, np.array(rounding)
     return Way(start, params, *seen, tuple(counts), terms, optimizer)
 
 

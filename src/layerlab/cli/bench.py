@@ -43,7 +43,9 @@ def bench(
     seconds: Annotated[float | None, typer.Option(help="About how long a round is. [default: 0.2]")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true or 64-true. [default: 32-true]")] = None,
     accelerator: Annotated[str | None, typer.Option(help="cpu or gpu. [default: cpu]")] = None,
-    seed: Annotated[int | None, typer.Option(help="What problems are drawn from. [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="What problems are drawn from. [default: anew each time]")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="A tier: each training takes turns with its bare loop too, for a ratio to it."),

@@ -26,10 +26,12 @@ class TensorsTier(LooseTensors):
         """Predictions, shape (N, D_out)."""
         self._h = x.mm(self.w1)  # (N, H)
         if self.b1 is not None:
-            self._h = self._h + self.b1
+            self._h += self.b1
         self._h_relu = self._h.clamp(min=0)  # (N, H)
         y_pred = self._h_relu.mm(self.w2)  # (N, D_out)
-        return y_pred if self.b2 is None else y_pred + self.b2
+        if self.b2 is not None:
+            y_pred += self.b2
+        return y_pred
 
     def backward(self, x: Tensor, y_pred: Tensor, y: Tensor) -> Tensor:
         """The loss; leaves the gradients behind."""

@@ -153,6 +153,12 @@ def _need_compiler(device: torch.device) -> None:
     """Looks for what torch will call; without it torch would end in a traceback of its own, a step later."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise TierError("compiling for CUDA needs Triton, and it is not installed", hint="pip install triton")
+    if device.type == "cuda" and not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        # what Triton looks for, to build what launches a kernel
+        raise TierError(
+            "compiling for CUDA needs a C compiler, and there is no gcc or clang on the PATH",
+            hint="install one (Debian, Ubuntu: apt install gcc), or name one in the environment variable CC",
+        )
     if device.type == "cpu" and shutil.which(_cpp_compiler()) is None:
         raise TierError(
             f"compiling for the CPU needs a C++ compiler, and there is no '{_cpp_compiler()}' on the PATH",
