@@ -193,11 +193,11 @@ def main() -> None:
     only_page = arguments.write or arguments.cuda
     if only_page and arguments.parts:
         parser.error("nothing is measured where figures are taken over, or only the page is written")
-    if not only_page and layerlab_fused.CompiledStep is None:
-        parser.error("the step of `fused` that the page speaks of was not compiled: install a C compiler")
     commit = commit_of_tree()  # before the figures are written into it
     if not only_page and not arguments.dirty and commit.endswith("-dirty"):
         parser.error("what would be measured is not committed: commit it, or say --dirty")
+    if not only_page and layerlab_fused.CompiledStep is None:
+        parser.error("the step of `fused` that the page speaks of was not compiled: install a C compiler")
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.cuda:
         take_over(found, *arguments.cuda)

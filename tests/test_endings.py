@@ -20,6 +20,7 @@ from layerlab.execution import Execution
 from layerlab.journal import journals
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
+from layerlab.tracking import record
 
 ENDLESS = (
     "run",
@@ -122,10 +123,10 @@ def test_a_signal_ends_the_run_killed_with_all_it_did(
     result = finish(process)
     (run,) = json.loads(result.stdout)["runs"]
     assert (result.code, run["status"], run["error"]) == (code, "KILLED", f"stopped by {signum.name}")
-    record = client.get_run(run["run_id"])
-    assert record.info.status == "KILLED"
-    assert record.info.end_time is not None
-    assert record.data.tags["layerlab.reason"] == run["error"]
+    kept = client.get_run(run["run_id"])
+    assert kept.info.status == "KILLED"
+    assert kept.info.end_time is not None
+    assert kept.data.tags["layerlab.reason"] == run["error"]
     steps = sorted(m.step for m in client.get_metric_history(run["run_id"], "loss"))
     assert steps == list(range(run["steps"]))
     assert run["onnx"] is None
@@ -233,8 +234,11 @@ def test_tiers_that_fail_are_recorded_with_their_reason(
     assert "raising: FAILED: tier 'raising': step 5 failed" in result.stderr
 
 
-def test_an_interrupt_after_the_training_takes_nothing_from_it(folder: Path, client: Any) -> None:
+def test_an_interrupt_after_the_training_takes_nothing_from_it(
+    folder: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run is whole: FINISHED, with its model; no other tier begins, and the command is interrupted."""
+    monkeypatch.setattr(record, "PATIENCE", 60.0)  # whoever interrupts waits no longer
 
     class AtTheExport(Observer):
         def stage(self, text: str) -> None:

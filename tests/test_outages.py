@@ -22,6 +22,7 @@ import layerlab
 from helpers import TINY, run_command
 from layerlab import journal, syncing
 from layerlab.errors import Interrupted, JournalError, TrackingError
+from layerlab.progress import Progress
 from layerlab.report import Observer
 from layerlab.tracking import OfflineRecorder, Recorder, RunInfo, opening
 from servers import MlflowServer, Trouble
@@ -253,7 +254,7 @@ def test_offline_needs_no_store(
 
     # a sync to another store, broken off: what that one has got says nothing of what this one lacks
     journal_file.write_bytes(whole)
-    journal.Progress(journal_file).write(len(whole), "0" * 32)
+    Progress(journal_file).write(len(whole), "0" * 32)
     with sqlite3.connect("mlflow.db") as database:
         gone = database.execute("DELETE FROM metrics WHERE key = 'loss' AND step >= 10").rowcount
     database.close()
@@ -387,7 +388,7 @@ def test_an_offline_run_goes_to_any_store_whole(folder: Path, migrated_db: Path)
     """What one store got of it does not count for another; nor do two go on with it at once."""
     run = layerlab.run(plugin="nn", **TINY, offline=True).runs[0]
     path = journal.path_of(run.run_id)
-    journal.Progress(path).write(path.stat().st_size, "f" * 32)
+    Progress(path).write(path.stat().st_size, "f" * 32)
     shutil.copy(migrated_db, "other.db")
     offline = OfflineRecorder()
     known = offline.known(run.run_id)

@@ -24,6 +24,7 @@ from helpers import TINY
 from layerlab import journal
 from layerlab.errors import JournalError, TrackingError
 from layerlab.export import build_model
+from layerlab.progress import Progress
 from layerlab.reference import initial_params
 from layerlab.report import Observer
 from layerlab.tracking import Recorder, RunInfo, delivery
@@ -314,7 +315,7 @@ def test_what_comes_before_an_entry_that_is_damaged_is_sent(folder: Path, client
 def test_what_was_sent_of_another_journal_does_not_count(folder: Path, client: Any, past: int) -> None:
     """Of an earlier one, or of one whose end a power loss took: where no entry ends, all is sent."""
     path = left_behind(client, journal.series("loss", 0, np.ones(50), 1.0, 0.02))
-    journal.Progress(path).write(path.stat().st_size + past)
+    Progress(path).write(path.stat().st_size + past)
     assert Store().deliver(path) is None
     assert len(history(client, path.stem, "loss")) == 50
     assert client.get_run(path.stem).info.status == "KILLED"
@@ -325,7 +326,7 @@ def test_what_was_noted_of_a_journal_is_gone_before_it(
 ) -> None:
     """Whoever is killed while a journal is removed leaves one that is sent again, not a note for the next."""
     path = left_behind(client)
-    held, noted = journal.Journal(path), journal.Progress(path)
+    held, noted = journal.Journal(path), Progress(path)
     noted.write(path.stat().st_size)
     unlink = Path.unlink
     removed: list[Path] = []

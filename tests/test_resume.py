@@ -23,6 +23,7 @@ import layerlab
 from layerlab import checkpoint, journal, registry, saving
 from layerlab.errors import DataError, Interrupted, JournalError, SpecError, TrackingError
 from layerlab.folder import remembered as remembered_run
+from layerlab.progress import Progress
 from layerlab.reference import initial_params
 from layerlab.report import Observer, RunReport
 from layerlab.training import TierModule, TrainingData, make_trainer, quiet_lightning
@@ -132,7 +133,7 @@ def test_without_a_checkpoint_it_begins_again_and_records_nothing_twice(folder: 
 def test_what_an_earlier_journal_left_costs_no_record(folder: Path, client: Any) -> None:
     """It was killed while it removed the journal of a run, which is gone on with: every step is recorded."""
     run_id = layerlab.run(plugin="nn", **FULL, **COMMON).runs[0].run_id
-    journal.Progress(journal.path_of(run_id)).write(10**6)
+    Progress(journal.path_of(run_id)).write(10**6)
     assert layerlab.resume(run_id, steps=80).ok
     assert [step for step, _ in points(client, run_id)["loss"]] == list(range(80))
     assert client.get_run(run_id).info.status == "FINISHED"

@@ -281,7 +281,7 @@ def bench_text(report: BenchReport) -> str:
         parts += [f"refused: {tier}: {one_line(reason)}" for tier, reason in config.refused.items()]
         parts += _peers_text(config)
     if any(config.refused or config.peers_refused for config in report.configs):
-        parts.append(f"the same problems again: --seed {report.seed}")
+        parts.append(f"the same rows and first weights again: --seed {report.seed}")
     if report.stopped:
         parts.append(report.stopped)
     if report.peers_missing:

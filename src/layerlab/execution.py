@@ -184,7 +184,7 @@ class Execution:
         )
 
     def _train(self, record: Record) -> TierModule:
-        from layerlab.saving import Saver, WholeFile
+        from layerlab.saving import OwnSignals, Saver, WholeFile
         from layerlab.training import make_trainer, quiet_lightning
 
         job, train = self.job, self.job.spec.train
@@ -199,7 +199,7 @@ class Execution:
                 precision=train.precision,
                 max_steps=self._steps,
                 validate=len(self.prepared.val) > 0,
-                callbacks=savers,
+                callbacks=[*savers, OwnSignals(self.stop)],
                 plugins=[WholeFile()],
             )
             run_id = record.started(self.stop.check)

@@ -106,3 +106,22 @@ def refuse_links(*paths: Path) -> None:
                 f"{path} is a link, and nothing is written outside of this folder",
                 hint="remove the link, or run in a folder that is on the disk you want",
             )
+
+
+def name_whole(begun: Path, path: Path) -> None:
+    """Gives a file its name, all of it at once, where no other file has it.
+
+    Raises:
+        FileExistsError: Another file has it.
+    """
+    try:
+        os.link(begun, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: who makes the name replaces what is nothing yet
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        try:
+            begun.replace(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from layerlab.diskroom import keep_room, kept_room
 from layerlab.errors import JournalError, one_line
-from layerlab.folder import HOME, JOURNAL, KINDS, RUNS, is_run_id, something_there, write
+from layerlab.folder import HOME, JOURNAL, KINDS, RUNS, is_run_id, name_whole, something_there, write
+from layerlab.progress import Progress
 from layerlab.steps import Steps
 
 if sys.platform != "win32":
@@ -150,7 +151,7 @@ class Journal:
         try:
             journal.append({"header": asdict(header)})
             Progress(path).forget()  # of an earlier journal of this run
-            _name(begun, path)
+            name_whole(begun, path)
         except FileExistsError:
             journal.close()
             raise JournalError(f"{path}: is there already", hint="somebody else works on that run") from None
@@ -243,21 +244,6 @@ class Journal:
         self._file = -1
 
 
-def _name(begun: Path, path: Path) -> None:
-    """Gives a file its name, all of it at once.
-
-    Raises:
-        FileExistsError: Another file has it.
-    """
-    try:
-        os.link(begun, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links: who makes the name replaces what is nothing yet
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        begun.replace(path)
-
-
 def entries(path: Path, offset: int = 0) -> Iterator[tuple[int, Entry]]:
     """The entries of a journal, and where each ends; what has no end yet is left out.
 
@@ -301,38 +287,6 @@ def header(path: Path) -> Header:
     except (StopIteration, KeyError, TypeError):
         pass
     raise JournalError(f"{path}: is no journal of a run")
-
-
-class Progress:
-    """How much of a journal is in the store: told after each call, so that little is sent twice.
-
-    Args:
-        journal: The journal's path.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        self._journal, self.path = journal, journal.with_suffix(".sent")
-
-    def read(self) -> tuple[int, str]:
-        """Bytes that are sent, and the id that the store gave a run that it did not know.
-
-        Where no entry ends there, none are: it was noted of another journal, or a power loss took what was.
-        """
-        with suppress(OSError, ValueError, OverflowError), self._journal.open("rb") as file:
-            sent, _, run_id = self.path.read_text().partition(" ")
-            file.seek(int(sent) - 1)
-            if file.read(1) == b"\n":
-                return int(sent), run_id.strip()
-        return 0, ""
-
-    def write(self, sent: int, run_id: str = "") -> None:
-        """Notes it; a disk that is full costs nothing but sending again."""
-        with suppress(OSError):
-            write(self.path, f"{sent:020d} {run_id}\n")
-
-    def forget(self) -> None:
-        """Takes back what was noted."""
-        self.path.unlink(missing_ok=True)
 
 
 def series(key: str, first_step: int, values: Array, began: float, pace: float) -> Entry:

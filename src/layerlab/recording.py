@@ -114,8 +114,8 @@ def _keep_whole(
                 error.hint = f"layerlab sync sends what is not in the store yet: {report.unsent['reason']}"
             raise
         close("FINISHED")
-    if stop.signum is not None and report.unsent is not None:
-        late = Interrupted(stop.signum)  # while it was closed
+    if stop.signum is not None:
+        late = Interrupted(stop.signum)  # since the work was done: nothing of it is missing
         late.report = report
         raise late
 

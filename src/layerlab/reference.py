@@ -43,7 +43,8 @@ def initial_params(n_in: int, n_hidden: int, n_out: int, *, init: Init, bias: bo
     return Params(w1, w2, rng.uniform(-bound1, bound1, n_hidden), rng.uniform(-bound2, bound2, n_out))
 
 
-def _hidden(params: Params, x: Array) -> Array:
+def hidden(params: Params, x: Array) -> Array:
+    """Pre-activations ``x @ w1 + b1``, shape (N, H), for inputs of shape (N, n_in)."""
     h = x @ params.w1  # (N, H)
     return h if params.b1 is None else h + params.b1
 
@@ -55,7 +56,7 @@ def _predictions(params: Params, h: Array) -> Array:
 
 def forward(params: Params, x: Array) -> Array:
     """Predictions ``relu(x @ w1 + b1) @ w2 + b2``, shape (N, n_out), for inputs of shape (N, n_in)."""
-    return _predictions(params, _hidden(params, x))
+    return _predictions(params, hidden(params, x))
 
 
 def loss(y_pred: Array, y: Array) -> float:
@@ -63,18 +64,19 @@ def loss(y_pred: Array, y: Array) -> float:
     return float(np.square(y_pred - y).sum())
 
 
-def gradients(params: Params, x: Array, y: Array) -> tuple[float, Params]:
+def gradients(params: Params, x: Array, y: Array, h: Array | None = None) -> tuple[float, Params]:
     """The loss of a batch and its gradient by every parameter.
 
     Args:
         params: Where the gradient is taken.
         x: Inputs, shape (N, n_in).
         y: Targets, shape (N, n_out).
+        h: The pre-activations, shape (N, H), where they are at hand.
 
     Returns:
         The loss, and the gradients in the layout of `Params`.
     """
-    h = _hidden(params, x)  # (N, H)
+    h = hidden(params, x) if h is None else h  # (N, H)
     y_pred = _predictions(params, h)  # (N, D_out)
     d_y = 2 * (y_pred - y)  # (N, D_out)
     d_h = (d_y @ params.w2.T) * (h > 0)  # (N, H), relu'(0) = 0

@@ -1,4 +1,4 @@
-"""Checkpoints while a run goes on: written aside, whole, and renamed into place."""
+"""What a run adds to a Trainer: checkpoints, written aside, whole, and renamed into place; and signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerlab.errors import Interrupted, RunError
 from layerlab.lightimport import unneeded_left_out
 
 with unneeded_left_out():
-    from pytorch_lightning.callbacks import Checkpoint
+    from pytorch_lightning.callbacks import Callback, Checkpoint
     from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 import torch
@@ -22,12 +22,28 @@ import torch
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from layerlab.signals import StopSignals
     from layerlab.tracking import Record
 
 # Where nothing else is said, a checkpoint is written so often.
 SECONDS_BETWEEN = 60.0
 # So many are kept: should the last one be damaged, there is one before it.
 KEPT = 2
+
+
+class OwnSignals(Callback):
+    """Has the signals of a run again, once Lightning has put handlers of its own before them.
+
+    Args:
+        stop: The signals.
+    """
+
+    def __init__(self, stop: StopSignals) -> None:
+        self._stop = stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002 -- Lightning's hook
+        """From here on they are looked at between blocks, and nowhere else."""
+        self._stop.take()
 
 
 class WholeFile(TorchCheckpointIO):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from layerlab import folder, journal
 from layerlab.errors import Interrupted, JournalError, LayerlabError
-from layerlab.journal import Journal, Progress
+from layerlab.journal import Journal
+from layerlab.progress import Progress
 from layerlab.report import Observer
 from layerlab.storeuri import is_own, with_credentials
 

@@ -70,9 +70,6 @@ class NeverStop:
     def check(self) -> None:
         """Does nothing; `layerlab.signals.StopSignals` raises here."""
 
-    def take(self) -> None:
-        """Does nothing: whoever has a Trainer of their own has its signals."""
-
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -163,10 +160,6 @@ class TierModule(pl.LightningModule):
         """Nothing of the tier is captured that it no longer has."""
         device, in_place = self.batches.device, self.batches.steps_per_epoch == 1
         self._steps = steps_of(self.tier, device=device, dtype=self.dtype_, in_place=in_place)
-
-    def on_train_start(self) -> None:
-        """From here on signals are looked at between blocks, and nowhere else."""
-        self._stop.take()
 
     def configure_optimizers(self) -> None:
         """The tier updates itself."""

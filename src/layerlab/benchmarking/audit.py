@@ -13,12 +13,16 @@ decides whether it switches at all there are two right ways, and one of them mus
 *A loss.* The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
 probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.
 And it is the loss of other parameters. They are rounded at every step, each by itself: by ``u`` times the
-largest of them and the root of t after t steps, where an update is one sum of gradient and weight, and of so
-many more where the rows are added to a weight one by one. Errors that have nothing to do with each other have
-nothing to do with the gradient either, and what they change the loss by is its norm times one such error, not
-times the norm of all of them (Hoeffding, "Probability inequalities for sums of bounded random variables",
-1963). The gradients' own rounding may be the same at every step, for the rows are: by ``u`` times the root of
-their terms of the way so far, all of it along the gradient.
+largest of them and the root of t after t steps where an update is one sum of weight and gradient, and as if
+there were N times as many steps where it may be N sums of one row each. (That errors of one entry are the
+same for some steps, as where its updates are, is of no account: those of other entries are of the other
+sign.) Errors that have nothing to do with each other have nothing to do with the gradient either, and what
+they change the loss by is its norm times one such error, not times the norm of all of them (Hoeffding,
+"Probability inequalities for sums of bounded random variables", 1963). The gradients' own rounding may be the
+same at every step, for the rows are: by ``u`` times the root of their terms of the way so far, all of it
+along the gradient. Where a pre-activation is as good as 0, by so many roundings of its terms, the unit may be
+on for that row in one step and off in the other: its weights then differ by ``lr x`` times what comes back to
+it, and the loss by what comes back times the step that the pre-activation makes.
 
 *The end.* In the worst case a parameter is rounded always to the same side, as where updates are less than
 it can tell: after t steps by ``t u |p|``. The gradients' own rounding is a share of the way, ``terms u``.
@@ -28,8 +32,9 @@ for about a share of ``terms u`` of all entries, and in the norm the root of it.
 entry goes on in what it remembers: a loss may be off by what the worst case of the parameters makes of it.
 
 What cannot be seen: a loss that was guessed to within its rounding is as good as one that was computed. Who
-makes fewer and longer steps of gradient descent is seen by where they lead, two as one already; who makes
-them by a better rule than that, or does it with Adam's, may not be.
+makes fewer and longer steps of gradient descent is seen by where they lead, at the default sizes three as
+one in every round, two as one in some; who makes them by a better rule than that, or does it with Adam's,
+may not be.
 """
 
 from __future__ import annotations
@@ -81,9 +86,10 @@ def audit_way(
     seen, expected = np.asarray(losses, np.float64), way.losses
     u = Roundoff.of(precision).store
     one_loss = Roundoff.of(losses_in or precision).store * way.rounding
-    astray = GROWTH * u * _astray(way, roundings)
+    astray, switched = GROWTH * u * _astray(way, roundings), _switched(way, u, roundings)
+    until = np.sqrt(np.cumsum([0.0, *np.square(switched)])[:-1])  # each of either sign
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(seen - expected) <= one_loss + astray * way.slopes)
+        wrong = ~(np.abs(seen - expected) <= one_loss + astray * way.slopes + until)
     if wrong.any():
         step = int(wrong.argmax())
         return f"timed step {step} gave the loss {seen[step]:.6g}, and it is {expected[step]:.6g}"
@@ -91,8 +97,8 @@ def audit_way(
     for count in way.counts:
         part = slice(first, first + count)
         brought, brings = -np.diff(seen[part]), -np.diff(expected[part])
-        noise = one_loss[part]
-        wrong = np.abs(brought - brings) > np.abs(brings) / 2 + noise[1:] + noise[:-1]
+        noise, other = one_loss[part], switched[part][:-1]
+        wrong = np.abs(brought - brings) > np.abs(brings) / 2 + noise[1:] + noise[:-1] + other
         if wrong.any():
             at = int(wrong.argmax())
             said = f"timed step {first + at} brought the loss down by {brought[at]:.4g}"
@@ -108,6 +114,14 @@ def _astray(way: Way, roundings: int) -> Array:
         return norm(way.start) * steps
     largest = max(float(np.abs(p).max()) for p in way.start if p is not None and p.size)
     return largest * np.sqrt(roundings * steps) + math.sqrt(way.terms) * way.gone
+
+
+def _switched(way: Way, u: float, roundings: int) -> Array:
+    """What each step may bring otherwise, for units that ReLU switches a step earlier or later."""
+    steps, shares, effects = way.near.T
+    terms = roundings * steps + len(way.start.w1)
+    effects = np.where(shares <= GROWTH * u * np.sqrt(terms), effects, 0.0)
+    return GROWTH * np.bincount(steps.astype(int), effects, minlength=len(way.losses))
 
 
 def _audit_end(way: Way, end: Params, wandered: float, share: float) -> str | None:
@@ -135,7 +149,9 @@ def _minus(a: Params, b: Params) -> Params:
     return type(a)(*(None if p is None or q is None else p - q for p, q in pairs))  # type: ignore[arg-type]
 
 
-def audit_steps(tier: Tier, x: Tensor, y: Tensor, precision: Precision, lr: float, seed: int) -> str | None:
+def audit_steps(
+    tier: Tier, x: Tensor, y: Tensor, precision: Precision, lr: float, seed: Sequence[int]
+) -> str | None:
     """Where a timed object parts from the oracle in further steps, or None.
 
     Its ``step``, which was timed, is judged as a whole; a tier that has its parts then makes as many steps in

@@ -49,12 +49,14 @@ class TimedProblem:
             what is known beforehand can be worked at beforehand, others for those that are timed.
         lr: Learning rate.
         optimizer: "sgd" or "adam".
+        seed: What it is drawn from.
     """
 
     start: Params
     rows: tuple[tuple[Array, Array], tuple[Array, Array]]
     lr: float
     optimizer: str
+    seed: int
 
     @classmethod
     def draw(
@@ -84,7 +86,7 @@ class TimedProblem:
 
         start = drawn.map(lambda p: p.astype(host))
         both = rows(), rows()
-        return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer)
+        return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer, seed)
 
     def way(self, counts: Sequence[int], taken: Sequence[Fork] = ()) -> Way:
         """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""

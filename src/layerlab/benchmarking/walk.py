@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from layerlab.reference import Adam, forward, gradients, loss, sgd
+from layerlab.reference import Adam, forward, gradients, hidden, loss, sgd
 from layerlab.tier import Params
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ class Place(NamedTuple):
 
 
 class Walk(Protocol):
-    """Steps on the same rows, one after the other."""
+    """Steps on the same rows, one after the other.
+
+    Attributes:
+        h: The pre-activations (N, H) before the next step.
+    """
+
+    h: Array
 
     def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """Makes a step.
@@ -45,8 +51,8 @@ class Walk(Protocol):
             The loss before it, and the norm of the gradient.
         """
 
-    def pre_activation(self, place: Place) -> float:
-        """Of a unit for a row, before the next step."""
+    def back(self) -> Array:
+        """What the loss changes with the activations (N, H), before the next step."""
 
     def params(self) -> Params:
         """Where it has come to."""
@@ -64,20 +70,22 @@ class InFull:
 
     def __init__(self, params: Params, x: Array, y: Array, update: Update) -> None:
         self._params, self._x, self._y, self._update = params, x, y, update
+        self.h = hidden(params, x)
 
     def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """As `Walk.step`."""
         x, y = self._x, self._y
-        value, grads = gradients(self._params, x, y)
+        value, grads = gradients(self._params, x, y, self.h)
         for place in other_side:
             change = change_of_side(self._params, x, y, place)
             grads = with_change(grads, x[place.row], place.unit, change)
         self._params = self._update(self._params, grads)
+        self.h = hidden(self._params, x)
         return value, norm(grads)
 
-    def pre_activation(self, place: Place) -> float:
-        """As `Walk.pre_activation`."""
-        return pre_activation(self._params, self._x[place.row], place.unit)
+    def back(self) -> Array:
+        """As `Walk.back`."""
+        return _back(self._params, self.h, self._y)
 
     def params(self) -> Params:
         """As `Walk.params`."""
@@ -97,17 +105,17 @@ class InSpan:
     def __init__(self, params: Params, x: Array, y: Array, lr: float) -> None:
         self._start, self._x, self._y, self._lr = params, x, y, lr
         self._products = x @ x.T  # (N, N)
-        self._h = x @ params.w1 + bias(params)  # (N, H)
-        self._sum = np.zeros_like(self._h)  # of all d_h
+        self.h = hidden(params, x)
+        self._sum = np.zeros_like(self.h)  # of all d_h
         self._rest = params._replace(w1=np.zeros((0, 0)))  # the parameters that are at hand
 
     def step(self, other_side: Sequence[Place] = ()) -> tuple[float, float]:
         """As `Walk.step`."""
         rest, lr = self._rest, self._lr
-        active = np.maximum(self._h, 0)
+        active = np.maximum(self.h, 0)
         y_pred = active @ rest.w2 + (0.0 if rest.b2 is None else rest.b2)  # (N, n_out)
         d_y = 2 * (y_pred - self._y)
-        on = self._h > 0
+        on = self.h > 0
         for place in other_side:
             on[place] ^= True
         d_h = (d_y @ rest.w2.T) * on  # (N, H)
@@ -119,13 +127,13 @@ class InSpan:
             None if rest.b2 is None else d_y.sum(axis=0),
         )
         self._sum += d_h
-        self._h -= lr * (moves + bias(grads))
+        self.h = self.h - lr * (moves + bias(grads))
         self._rest = sgd(rest, grads, lr=lr)
         return loss(y_pred, self._y), math.sqrt(norm(grads) ** 2 + float((d_h * moves).sum()))
 
-    def pre_activation(self, place: Place) -> float:
-        """As `Walk.pre_activation`."""
-        return float(self._h[place])
+    def back(self) -> Array:
+        """As `Walk.back`."""
+        return _back(self._rest, self.h, self._y)
 
     def params(self) -> Params:
         """As `Walk.params`."""
@@ -174,6 +182,12 @@ class Update:
             for moments in (twin._adam.m, twin._adam.v):
                 moments[:] = [p for p in only(Params(*moments), unit) if p is not None] if moments else []
         return twin
+
+
+def _back(params: Params, h: Array, y: Array) -> Array:
+    y_pred = np.maximum(h, 0) @ params.w2 + (0.0 if params.b2 is None else params.b2)  # (N, n_out)
+    back: Array = 2 * (y_pred - y) @ params.w2.T
+    return back
 
 
 def change_of_side(params: Params, x: Array, y: Array, place: Place) -> float:

@@ -25,6 +25,7 @@ from layerlab.benchmarking.walk import (
     with_change,
 )
 from layerlab.reference import gradients
+from layerlab.rounding import Roundoff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # By how much an error may have grown at the end of a round; `audit` says why.
 GROWTH = math.e**2
+# Who follows has this unit roundoff, or a smaller one.
+_COARSEST = Roundoff.of("32-true").store
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Way:
         losses: The loss of every step.
         slopes: The norm of the gradient at every step.
         gone: How far gradient descent had gone before every step.
+        near: Where it came near the other side of a ReLU, (K, 3): the step; how near the pre-activation was
+            to 0, as a share of the norm of its terms; and what the loss changes by where a unit is on for a
+            row for one step more or less.
         counts: How many steps were made on each of the rows.
         rounding: How far a loss is off, in units of the roundoff.
         terms: How many terms go into a loss, on its longest way.
@@ -69,6 +75,7 @@ class Way:
     losses: Array
     slopes: Array
     gone: Array
+    near: Array
     rounding: Array
     counts: tuple[int, ...]
     terms: int
@@ -99,19 +106,30 @@ def follow(
     terms = rows[0][0].shape[1] + start.w2.shape[0] + rows[0][1].size
     losses: list[float] = []
     slopes: list[float] = []
+    near = [np.zeros((0, 3))]
     rounding: list[float] = []
     for (x, y), count in zip(rows, counts, strict=True):
         size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
         walk, steps = update.walk(params, x, y, count), range(len(losses), len(losses) + count)
+        # of terms that are rounded either way; b may be None
+        spread = np.sqrt(np.square(x) @ np.square(params.w1) + np.square(bias(params)))
         across = _Across(walk, [fork for fork in taken if fork.step in steps])
         for step in steps:
-            loss, slope = walk.step(across.places(step))
+            h, other_side = walk.h, across.places(step)
+            limit = GROWTH * _COARSEST * math.sqrt(len(x) * step + x.shape[1])
+            close = np.nonzero(np.abs(h) <= limit * spread) if optimizer == "sgd" else ((),)
+            back = walk.back()[close] if len(close[0]) else None
+            loss, slope = walk.step(other_side)
+            if back is not None:
+                shares = np.abs(h[close]) / np.maximum(spread[close], np.finfo(float).tiny)
+                effects = np.abs(back * (walk.h[close] - h[close]))
+                near.append(np.column_stack([np.full(len(back), step), shares, effects]))
             losses.append(loss)
             slopes.append(slope)
             rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
         params = walk.params()
     gone = lr * np.cumsum([0.0, *slopes])[:-1]
-    seen = np.array(losses), np.array(slopes), gone, np.array(rounding)
+    seen = np.array(losses), np.array(slopes), gone, np.concatenate(near), np.array(rounding)
     return Way(start, params, *seen, tuple(counts), terms, optimizer)
 
 
@@ -132,7 +150,7 @@ class _Across:
     def places(self, step: int) -> list[Place]:
         """Where this step is to be that of the other side."""
         for fork in [fork for fork in self._forks if fork.step <= step]:
-            h = self._walk.pre_activation(fork.place)
+            h = float(self._walk.h[fork.place])
             before = self._from.setdefault(fork, h)
             self._from[fork] = h
             if (h > 0) != (before > 0) or abs(h) > abs(before):
@@ -173,8 +191,7 @@ def forks(
     for step, (x, y) in _steps(rows, counts):
         weights, biases = params.w1[:, units], bias(params, units)
         h = x @ weights + biases  # (N, units)
-        sizes = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(weights, axis=0)) + np.abs(biases)
-        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * sizes)
+        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * _sizes(params, x)[:, units])
         _, grads = gradients(params, x, y)
         before, was, params = update.copy(), params, update(params, grads)
         stays = (h > 0) == (x @ params.w1[:, units] + bias(params, units) > 0)
@@ -190,6 +207,13 @@ def forks(
                 nearest[place] = doubt, step
     ranked = sorted((doubt, step, place) for place, (doubt, step) in nearest.items())
     return [Fork(step, place) for _, step, place in ranked]
+
+
+def _sizes(params: Params, x: Array) -> Array:
+    """What the pre-activations (N, H) are sums of: an error of theirs is a share of it."""
+    weights, rows = np.linalg.norm(params.w1, axis=0), np.linalg.norm(x, axis=1)
+    sizes: Array = np.outer(rows, weights) + np.abs(bias(params))
+    return sizes
 
 
 def _steps(

@@ -14,33 +14,29 @@ import torch
 
 from layerlab import registry
 from layerlab.benchmarking.against import Against, named
-from layerlab.benchmarking.audit import KNOWN, audit_steps
+from layerlab.benchmarking.audit import audit_steps
 from layerlab.benchmarking.floor import products
 from layerlab.benchmarking.machine import Peak, changed, give_back, keep_modules, machine, settings, settle
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.processes import serve
+from layerlab.benchmarking.proof import proven
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.sending import audit_record, sending_of
 from layerlab.benchmarking.turns import BareLoop, Turns, at_once, overwrite
-from layerlab.conformance import check
 from layerlab.errors import AcceleratorError, TierError
+from layerlab.tier import Tier
 from layerlab.tracking import Recorder, RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from layerlab.registry import TierRow
-    from layerlab.tier import Params, Precision, Tier
+    from layerlab.tier import Params, Precision
     from layerlab.tracking import Record
 
     # Says what is wrong with what was timed, or None.
     Audit = Callable[[], str | None]
     Sizes = tuple[int, int, int, int]
 
-# The proof that comes before the clock: the checks of the kit that say what is computed.
-PROOF = ("full-batch", "minibatches", "zeros-at-relu", "small-gradients", "forward-changes-nothing")
-# On CUDA the steps of a training may be replayed from a graph: then that is what is timed there.
-REPLAYED = "replays-agree"
 # The cost of a step is its marginal cost, whatever is timed: what so many more steps take after this part of
 # them. A process that has waited for its turn is slow at first, and what happens once is no cost of a step.
 _SHORTER = 4
@@ -109,26 +105,13 @@ class Worker:
         Raises:
             TierError: Nobody but the tier knows what its steps should be.
         """
-        proof = self._prove(self.row, self.tier_class)
+        proof = proven(self.row, self.tier_class, self.accelerator)
         if proof["ok"] and (other := self._against) is not None:
             with self._watched(other.name):
-                others = self._prove(other.row, other.tier_class)
+                others = proven(other.row, other.tier_class, self.accelerator)
             if not others["ok"]:
                 return {"ok": False, "said": f"{other.name}: {others['said']}"}
         return proof
-
-    def _prove(self, row: TierRow, tier_class: type[Tier]) -> dict[str, Any]:
-        optimizer = tier_class.recipe.optimizer
-        if optimizer not in KNOWN:
-            raise TierError(
-                f"its optimizer is '{optimizer}', and the oracle makes steps of {' and '.join(KNOWN)} only: "
-                "nothing would show that those that are timed were made"
-            )
-        only = (*PROOF, REPLAYED) if self.accelerator == "gpu" else PROOF
-        report = check(row.selector, only=only, accelerator=self.accelerator)
-        said = "; ".join(f"{failure.check}: {failure.detail}" for failure in report.failures)
-        passed = ", ".join(result.check for result in report.results if result.result == "pass")
-        return {"ok": report.ok, "said": said or f"suite {report.suite}: {passed}"}
 
     def prepare(self, sizes: list[int], seed: int) -> dict[str, Any]:
         """Finds out how long a step of such a problem takes: the first one, and one of many."""
@@ -388,12 +371,13 @@ class Worker:
         end: Params,
         batch: tuple[Any, Any],
     ) -> str | None:
-        # The bound of the kit allows the same of those that do not split their step: see `rounding`.
-        roundings = 1 if type(tier).splits_step() else len(problem.rows[0][0])
+        # A step of a tier's own may add the rows to a weight one by one: see `rounding`.
+        own = not type(tier).splits_step() or type(tier).step is not Tier.step
+        roundings = len(problem.rows[0][0]) if own else 1
         return (
             changed(self._settings)
             or problem.fault(counts, losses, end, self.precision, roundings=roundings)
-            or audit_steps(tier, *batch, self.precision, problem.lr, seed=len(losses))
+            or audit_steps(tier, *batch, self.precision, problem.lr, seed=(problem.seed, len(losses)))
             or changed(self._settings)
         )
 

@@ -26,7 +26,8 @@ from mlflow.exceptions import MlflowException
 
 from layerlab import journal
 from layerlab.errors import JournalError, one_line
-from layerlab.journal import Journal, Progress, Unsent
+from layerlab.journal import Journal, Unsent
+from layerlab.progress import Progress
 from layerlab.steps import Steps
 from layerlab.storeuri import without_secrets
 from layerlab.tracking.bulk import POINTS_AT_ONCE, bulk_writer

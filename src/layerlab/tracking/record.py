@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import JournalError, TrackingError
-from layerlab.journal import Journal, Progress, Unsent, count_points, series
+from layerlab.journal import Journal, Unsent, count_points, series
+from layerlab.progress import Progress
 from layerlab.steps import Steps
 from layerlab.tracking.talk import LOOK, RecorderGoneError
 

@@ -24,11 +24,11 @@ from layerlab.journal import (
     GONE,
     Header,
     Journal,
-    Progress,
     header,
     path_of,
 )
 from layerlab.liveness import is_alive
+from layerlab.progress import Progress
 from layerlab.steps import Steps
 from layerlab.storeuri import (
     DEFAULT_URI,
