@@ -68,7 +68,8 @@ def recorded(
     Raises:
         DataError: The folder cannot be written.
         TrackingError: The store refuses the run.
-        Interrupted: The work was stopped; where it left a report, that was kept.
+        Interrupted: The work was stopped, or a signal came while it was kept; what report it left was kept,
+            and is in the error.
     """
     refuse_unwritable()
     about = {
@@ -115,7 +116,7 @@ def _keep_whole(
             raise
         close("FINISHED")
     if stop.signum is not None:
-        late = Interrupted(stop.signum)  # since the work was done: nothing of it is missing
+        late = Interrupted(stop.signum)  # since the work was done: all of it is in the report
         late.report = report
         raise late
 

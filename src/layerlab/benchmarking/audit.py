@@ -1,31 +1,35 @@
 """No speed without proof: what was timed is compared with the oracle, on the very object that was timed.
 
 Two things are looked at. *That the work was done while the clock ran:* the oracle makes the same steps from
-the same start on the same rows, and what every single step brought must be what it brings, to half a step.
+the same start on the same rows, and what every single step brought must be what it brings, to half a step
+and what a switch brings.
 *That it is still the right work:* the object then makes a few more steps on other rows in the same memory,
 each compared with the oracle within the bound of that one step.
 
 How far two correct trainings may be apart. An error that is there grows with the curvature, and `problem`
 chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
-e-fold, and e-fold once more for the units that ReLU switches a few steps earlier or later. (Where rounding
-decides whether it switches at all there are two right ways, and one of them must be taken: see `way.forks`.)
+e-fold, and e-fold once more for what follows from it elsewhere. (Where rounding decides whether ReLU switches
+a unit at all there are two right ways, and one of them must be taken: see `way.forks`.)
 
 *A loss.* The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
 probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.
-And it is the loss of other parameters. They are rounded at every step, each by itself: by ``u`` times the
-largest of them and the root of t after t steps where an update is one sum of weight and gradient, and as if
-there were N times as many steps where it may be N sums of one row each. (That errors of one entry are the
-same for some steps, as where its updates are, is of no account: those of other entries are of the other
-sign.) Errors that have nothing to do with each other have nothing to do with the gradient either, and what
-they change the loss by is its norm times one such error, not times the norm of all of them (Hoeffding,
-"Probability inequalities for sums of bounded random variables", 1963). The gradients' own rounding may be the
-same at every step, for the rows are: by ``u`` times the root of their terms of the way so far, all of it
-along the gradient. Where a pre-activation is as good as 0, by so many roundings of its terms, the unit may be
-on for that row in one step and off in the other: its weights then differ by ``lr x`` times what comes back to
-it, and the loss by what comes back times the step that the pre-activation makes.
+And it is the loss of other parameters. They are rounded at every step: by ``u`` times the largest of them and
+the root of t after t steps where an update is one sum of weight and gradient, and as if there were N times as
+many steps where it may be N sums of one row each. (An update that stays the same is rounded in the same way
+for some steps, which the growth allowed for covers up to fifty of them; where it does so for longer there is
+little gradient.) Errors that have nothing to do with each other have nothing to do with the gradient either,
+and what they change the loss by is its norm times one such error, not times the norm of all of them
+(Hoeffding, "Probability inequalities for sums of bounded random variables", 1963). The gradients' own
+rounding may be the same at every step, for the rows are: by ``u`` times the root of their terms of the way so
+far, all of it along the gradient.
 
-*The end.* In the worst case a parameter is rounded always to the same side, as where updates are less than
-it can tell: after t steps by ``t u |p|``. The gradients' own rounding is a share of the way, ``terms u``.
+*A switch.* Where a pre-activation is as good as 0, by so many roundings of its terms, the unit may be on for
+that row in one of the trainings and off in the other. Its weights then differ by ``lr x`` times what comes
+back to it, and the loss by what comes back times the longer of the steps that the pre-activation makes in the
+two. There are some of that in a round, of either sign.
+
+*The end.* In the worst case a parameter is rounded always to the same side, as where updates are less than it
+can tell: after t steps by ``t u |p|``. The gradients' own rounding is a share of the way, ``terms u``.
 
 *Adam* divides by the gradient: where that is within its error of 0 the update may be anything, which is so
 for about a share of ``terms u`` of all entries, and in the norm the root of it. And what is wrong with an
@@ -86,10 +90,13 @@ def audit_way(
     seen, expected = np.asarray(losses, np.float64), way.losses
     u = Roundoff.of(precision).store
     one_loss = Roundoff.of(losses_in or precision).store * way.rounding
-    astray, switched = GROWTH * u * _astray(way, roundings), _switched(way, u, roundings)
-    until = np.sqrt(np.cumsum([0.0, *np.square(switched)])[:-1])  # each of either sign
+    astray = GROWTH * u * _astray(way, roundings)
+    doubtful = way.near[way.near[:, 1] <= GROWTH * u * np.sqrt(roundings * way.near[:, 0] + len(way.start.w1))]
+    step_of, _, of_loss, of_params = doubtful.T
+    switching = GROWTH * np.bincount(step_of.astype(int), of_loss, minlength=len(seen))
+    switched = np.sqrt(np.cumsum([0.0, *np.square(switching)])[:-1])
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(seen - expected) <= one_loss + astray * way.slopes + until)
+        wrong = ~(np.abs(seen - expected) <= one_loss + astray * way.slopes + switched)
     if wrong.any():
         step = int(wrong.argmax())
         return f"timed step {step} gave the loss {seen[step]:.6g}, and it is {expected[step]:.6g}"
@@ -97,14 +104,15 @@ def audit_way(
     for count in way.counts:
         part = slice(first, first + count)
         brought, brings = -np.diff(seen[part]), -np.diff(expected[part])
-        noise, other = one_loss[part], switched[part][:-1]
-        wrong = np.abs(brought - brings) > np.abs(brings) / 2 + noise[1:] + noise[:-1] + other
+        noise = one_loss[part][1:] + one_loss[part][:-1] + switching[part][:-1]
+        wrong = np.abs(brought - brings) > np.abs(brings) / 2 + noise
         if wrong.any():
             at = int(wrong.argmax())
             said = f"timed step {first + at} brought the loss down by {brought[at]:.4g}"
             return f"{said}, and it brings {brings[at]:.4g}"
         first += count
-    return _audit_end(way, end, GROWTH * u * norm(way.start) * len(losses), way.terms * u)
+    wandered = GROWTH * (u * norm(way.start) * len(losses) + float(np.linalg.norm(of_params)))
+    return _audit_end(way, end, wandered, way.terms * u)
 
 
 def _astray(way: Way, roundings: int) -> Array:
@@ -114,14 +122,6 @@ def _astray(way: Way, roundings: int) -> Array:
         return norm(way.start) * steps
     largest = max(float(np.abs(p).max()) for p in way.start if p is not None and p.size)
     return largest * np.sqrt(roundings * steps) + math.sqrt(way.terms) * way.gone
-
-
-def _switched(way: Way, u: float, roundings: int) -> Array:
-    """What each step may bring otherwise, for units that ReLU switches a step earlier or later."""
-    steps, shares, effects = way.near.T
-    terms = roundings * steps + len(way.start.w1)
-    effects = np.where(shares <= GROWTH * u * np.sqrt(terms), effects, 0.0)
-    return GROWTH * np.bincount(steps.astype(int), effects, minlength=len(way.losses))
 
 
 def _audit_end(way: Way, end: Params, wandered: float, share: float) -> str | None:

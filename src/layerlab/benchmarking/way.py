@@ -1,7 +1,7 @@
 """The oracle's way through a round: what every step and the end of it should be.
 
 There is more than one right way where a pre-activation comes to 0 and rounding decides on which side it goes
-on. Mostly that is of no account: it is pushed across, or back and forth, and both sides are one way again a
+on. Mostly that is of little account: it is pushed across, or back and forth, and both sides are one way again a
 step later. But there are places from which each side leads away from the other. A unit that stays on for a
 row moves otherwise from there on than one that was switched off, until the round is over, and both are right.
 """
@@ -61,9 +61,10 @@ class Way:
         losses: The loss of every step.
         slopes: The norm of the gradient at every step.
         gone: How far gradient descent had gone before every step.
-        near: Where it came near the other side of a ReLU, (K, 3): the step; how near the pre-activation was
-            to 0, as a share of the norm of its terms; and what the loss changes by where a unit is on for a
-            row for one step more or less.
+        near: Where gradient descent came near the other side of a ReLU, (K, 4): the step; how near the
+            pre-activation was to 0, as a share of the norm of its terms; and by how much the loss and the
+            parameters are others where the unit is on for the row in that step, or off, and the oracle's not.
+            Of Adam nothing.
         counts: How many steps were made on each of the rows.
         rounding: How far a loss is off, in units of the roundoff.
         terms: How many terms go into a loss, on its longest way.
@@ -106,31 +107,61 @@ def follow(
     terms = rows[0][0].shape[1] + start.w2.shape[0] + rows[0][1].size
     losses: list[float] = []
     slopes: list[float] = []
-    near = [np.zeros((0, 3))]
+    near: list[Array] = []
     rounding: list[float] = []
     for (x, y), count in zip(rows, counts, strict=True):
         size = 1 + float(np.sqrt(np.square(y).mean()))  # of what is added up in a prediction, about
         walk, steps = update.walk(params, x, y, count), range(len(losses), len(losses) + count)
-        # of terms that are rounded either way; b may be None
-        spread = np.sqrt(np.square(x) @ np.square(params.w1) + np.square(bias(params)))
         across = _Across(walk, [fork for fork in taken if fork.step in steps])
+        watched = _Watched(walk, params, x, lr, near) if optimizer == "sgd" else None
         for step in steps:
-            h, other_side = walk.h, across.places(step)
-            limit = GROWTH * _COARSEST * math.sqrt(len(x) * step + x.shape[1])
-            close = np.nonzero(np.abs(h) <= limit * spread) if optimizer == "sgd" else ((),)
-            back = walk.back()[close] if len(close[0]) else None
-            loss, slope = walk.step(other_side)
-            if back is not None:
-                shares = np.abs(h[close]) / np.maximum(spread[close], np.finfo(float).tiny)
-                effects = np.abs(back * (walk.h[close] - h[close]))
-                near.append(np.column_stack([np.full(len(back), step), shares, effects]))
+            places = across.places(step)
+            loss, slope = walk.step(places) if watched is None else watched.step(step, places)
             losses.append(loss)
             slopes.append(slope)
             rounding.append(math.sqrt(terms) * (loss + 4 * math.sqrt(loss) * size))
         params = walk.params()
     gone = lr * np.cumsum([0.0, *slopes])[:-1]
-    seen = np.array(losses), np.array(slopes), gone, np.concatenate(near), np.array(rounding)
-    return Way(start, params, *seen, tuple(counts), terms, optimizer)
+    seen = np.array(losses), np.array(slopes), gone, np.concatenate([np.zeros((0, 4)), *near])
+    return Way(start, params, *seen, np.array(rounding), tuple(counts), terms, optimizer)
+
+
+class _Watched:
+    """A walk of gradient descent, of which it is noted where pre-activations come near 0.
+
+    Args:
+        walk: The walk.
+        params: Where it begins.
+        x: Its rows.
+        lr: Learning rate.
+        near: Gets what is seen, as `Way.near` has it.
+    """
+
+    def __init__(self, walk: Walk, params: Params, x: Array, lr: float, near: list[Array]) -> None:
+        self._walk, self._shape, self._lr, self._near = walk, x.shape, lr, near
+        # The norms of the terms of every pre-activation (N, H), about; and by how much a row moves its own
+        # ones (N,), with what comes back to them times the rate.
+        squares = np.square(x)
+        self._norms = np.sqrt(squares @ np.square(params.w1) + np.square(bias(params)))
+        self._own = squares.sum(axis=1) + (params.b1 is not None)
+
+    def step(self, number: int, other_side: Sequence[Place]) -> tuple[float, float]:
+        """Makes a step, as `Walk.step`."""
+        walk, (n, n_in) = self._walk, self._shape
+        limit = GROWTH * _COARSEST * math.sqrt(n * number + n_in)
+        places = np.nonzero(np.abs(walk.h) <= limit * self._norms)
+        if not len(places[0]):
+            return walk.step(other_side)
+        h, back, own = walk.h[places], walk.back()[places], self._own[places[0]]
+        seen = walk.step(other_side)
+        here = walk.h[places] - h
+        # On the other side the row's own share is in the move, or is not.
+        there = here + np.where(h > 0, 1, -1) * self._lr * back * own
+        shares = np.abs(h) / np.maximum(self._norms[places], np.finfo(float).tiny)
+        of_loss = np.abs(back) * np.maximum(np.abs(here), np.abs(there))
+        of_params = self._lr * np.abs(back) * np.sqrt(own)
+        self._near.append(np.column_stack([np.full(len(h), number), shares, of_loss, of_params]))
+        return seen
 
 
 class _Across:
@@ -191,7 +222,8 @@ def forks(
     for step, (x, y) in _steps(rows, counts):
         weights, biases = params.w1[:, units], bias(params, units)
         h = x @ weights + biases  # (N, units)
-        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * _sizes(params, x)[:, units])
+        sizes = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(weights, axis=0)) + np.abs(biases)
+        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * sizes)
         _, grads = gradients(params, x, y)
         before, was, params = update.copy(), params, update(params, grads)
         stays = (h > 0) == (x @ params.w1[:, units] + bias(params, units) > 0)
@@ -207,13 +239,6 @@ def forks(
                 nearest[place] = doubt, step
     ranked = sorted((doubt, step, place) for place, (doubt, step) in nearest.items())
     return [Fork(step, place) for _, step, place in ranked]
-
-
-def _sizes(params: Params, x: Array) -> Array:
-    """What the pre-activations (N, H) are sums of: an error of theirs is a share of it."""
-    weights, rows = np.linalg.norm(params.w1, axis=0), np.linalg.norm(x, axis=1)
-    sizes: Array = np.outer(rows, weights) + np.abs(bias(params))
-    return sizes
 
 
 def _steps(

@@ -38,7 +38,8 @@ def compare_runs(
     Raises:
         SpecError: Both are the same run, or one is not finished.
         TrackingError: The store cannot be opened, or has no such run.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all was compared: then the
+            error has the ``report``.
     """
     observer = observer or Observer()
     if first == second:
