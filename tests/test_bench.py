@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.sending import audit_record, sending_of
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
-from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, norm, pre_activation
+from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
 from layerlab.benchmarking.way import GROWTH, Fork
 from layerlab.benchmarking.worker import Worker
 from layerlab.console import Progress, bench_text
@@ -820,13 +821,29 @@ def test_some_units_may_go_the_other_way_in_one_round() -> None:
     assert set(taken) <= set(problem.forks(counts, "32-true", [56, 63, 75]))
     way, others = problem.way(counts), problem.way(counts, taken)
     losses, end = others.losses.tolist(), others.end
-    assert "gave the loss" in str(audit_way(way, losses, end, "32-true"))
+    assert "timed step 12 gave the loss" in str(audit_way(way, losses, end, "32-true"))
     assert "w1 is off" in str(audit_way(way, way.losses.tolist(), end, "32-true"))
     assert problem.fault(counts, losses, end, "32-true") is None
     for unit in (75, 2):
         wrong = end.w1.copy()
         wrong[:, unit] += 0.5 * (problem.start.w1[:, unit] - wrong[:, unit])
         assert problem.fault(counts, losses, end._replace(w1=wrong), "32-true") is not None
+
+
+@pytest.mark.parametrize(
+    ("seed", "step", "place"), [(200, 16, Place(2, 0)), (359, 36, Place(3, 0)), (643, 23, Place(0, 1))]
+)
+def test_a_switch_may_be_a_step_earlier_or_later(seed: int, step: int, place: Place) -> None:
+    """Where a pre-activation is as good as 0: a bound that knew nothing of it would refuse a right one."""
+    about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
+    problem, counts = TimedProblem.draw((8, 6, 5, 3), steps=60, seed=seed, **about), (10, 50)
+    way, other = problem.way(counts), problem.way(counts, [Fork(step, place)])
+    assert step in way.near[:, 0]
+    losses = other.losses.tolist()
+    assert audit_way(way, losses, other.end, "32-true") is None
+    blind = replace(way, near=way.near[:0])
+    assert "gave the loss" in str(audit_way(blind, losses, other.end, "32-true"))
+    assert "w1 is off" in str(audit_way(blind, way.losses.tolist(), other.end, "32-true"))
 
 
 def test_to_get_to_the_other_side_may_take_some_steps() -> None:

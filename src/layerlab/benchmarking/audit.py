@@ -91,7 +91,9 @@ def audit_way(
     u = Roundoff.of(precision).store
     one_loss = Roundoff.of(losses_in or precision).store * way.rounding
     astray = GROWTH * u * _astray(way, roundings)
-    doubtful = way.near[way.near[:, 1] <= GROWTH * u * np.sqrt(roundings * way.near[:, 0] + len(way.start.w1))]
+    doubtful = way.near[
+        way.near[:, 1] <= GROWTH * u * np.sqrt(roundings * way.near[:, 0] + len(way.start.w1))
+    ]
     step_of, _, of_loss, of_params = doubtful.T
     switching = GROWTH * np.bincount(step_of.astype(int), of_loss, minlength=len(seen))
     switched = np.sqrt(np.cumsum([0.0, *np.square(switching)])[:-1])

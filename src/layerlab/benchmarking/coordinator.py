@@ -74,8 +74,8 @@ def bench(
 
     Raises:
         InputError: It cannot be done as asked; nothing was recorded.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all rounds were over. Where
-            there are whole rounds, they are in it, and in the ``report`` of the error.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all rounds were over.
+            Where there are whole rounds, they are in it, and in the ``report`` of the error.
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
     drawn_from = secrets.randbelow(1 << 32) if seed is None else seed

@@ -1,8 +1,8 @@
 """The oracle's way through a round: what every step and the end of it should be.
 
 There is more than one right way where a pre-activation comes to 0 and rounding decides on which side it goes
-on. Mostly that is of little account: it is pushed across, or back and forth, and both sides are one way again a
-step later. But there are places from which each side leads away from the other. A unit that stays on for a
+on. Mostly that is of little account: it is pushed across, or back and forth, and both sides are one way again
+a step later. But there are places from which each side leads away from the other. A unit that stays on for a
 row moves otherwise from there on than one that was switched off, until the round is over, and both are right.
 """
 
