@@ -830,9 +830,7 @@ def test_some_units_may_go_the_other_way_in_one_round() -> None:
         assert problem.fault(counts, losses, end._replace(w1=wrong), "32-true") is not None
 
 
-@pytest.mark.parametrize(
-    ("seed", "step", "place"), [(200, 16, Place(2, 0)), (359, 36, Place(3, 0)), (643, 23, Place(0, 1))]
-)
+@pytest.mark.parametrize(("seed", "step", "place"), [(200, 16, Place(2, 0)), (625, 53, Place(3, 3))])
 def test_a_switch_may_be_a_step_earlier_or_later(seed: int, step: int, place: Place) -> None:
     """Where a pre-activation is as good as 0: a bound that knew nothing of it would refuse a right one."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
