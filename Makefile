@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 FUSED  := $(wildcard $(addprefix plugins/layerlab-fused/,pyproject.toml setup.py src/layerlab_fused/*.[ch]))
 # torch is named beside the rest so that the constraints' exact version is the one that is fetched
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: run test test-slow test-soak test-gpu performance constraints clean
 
@@ -17,13 +18,13 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not soak and not gpu"
+	$(PYTEST) -m "not slow and not soak and not gpu"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2 --dist loadgroup -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 test-soak: $(VENV)/.installed-dev
-	$(BIN)/pytest -n 2 --dist loadgroup -m soak
+	$(PYTEST) -m soak
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/pytest -m gpu

@@ -102,12 +102,7 @@ def _of_tiers(found: dict[str, Any]) -> list[Claim]:
             for tier, row in rows.items()
             if tier in BUILTINS[1:]
         ),
-        (
-            "the same by whole runs, all of them",
-            "their bare loops",
-            runs,
-            STEP,
-        ),
+        ("the same by whole runs, all of them", "their bare loops", runs, STEP),
         ("a tracked step, `fused`", f"the fastest bare loop of the seven (`{loop}`)", tracked, 0.70),
         ("a step of `fused`", "its five matrix products alone", bare, 1.10),
     ]

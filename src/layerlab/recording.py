@@ -115,10 +115,7 @@ def _keep_whole(
                 error.hint = f"layerlab sync sends what is not in the store yet: {report.unsent['reason']}"
             raise
         close("FINISHED")
-    if stop.signum is not None:
-        late = Interrupted(stop.signum)  # since the work was done: all of it is in the report
-        late.report = report
-        raise late
+    stop.check(report)  # since the work was done: all of it is in the report
 
 
 def _keep(record: Record, report: Kept, kind: str) -> None:

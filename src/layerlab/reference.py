@@ -49,14 +49,15 @@ def hidden(params: Params, x: Array) -> Array:
     return h if params.b1 is None else h + params.b1
 
 
-def _predictions(params: Params, h: Array) -> Array:
+def predictions(params: Params, h: Array) -> Array:
+    """Predictions ``relu(h) @ w2 + b2``, shape (N, n_out), for pre-activations of shape (N, H)."""
     y_pred = np.maximum(h, 0) @ params.w2  # (N, D_out)
     return y_pred if params.b2 is None else y_pred + params.b2
 
 
 def forward(params: Params, x: Array) -> Array:
     """Predictions ``relu(x @ w1 + b1) @ w2 + b2``, shape (N, n_out), for inputs of shape (N, n_in)."""
-    return _predictions(params, hidden(params, x))
+    return predictions(params, hidden(params, x))
 
 
 def loss(y_pred: Array, y: Array) -> float:
@@ -77,7 +78,7 @@ def gradients(params: Params, x: Array, y: Array, h: Array | None = None) -> tup
         The loss, and the gradients in the layout of `Params`.
     """
     h = hidden(params, x) if h is None else h  # (N, H)
-    y_pred = _predictions(params, h)  # (N, D_out)
+    y_pred = predictions(params, h)  # (N, D_out)
     d_y = 2 * (y_pred - y)  # (N, D_out)
     d_h = (d_y @ params.w2.T) * (h > 0)  # (N, H), relu'(0) = 0
     return loss(y_pred, y), Params(

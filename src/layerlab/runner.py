@@ -117,10 +117,7 @@ def execute(executions: Iterable[Execution], report: Report, stop: StopSignals, 
     finally:
         with stop.held():
             _settle(runs)
-    if stop.signum is not None:
-        late = Interrupted(stop.signum)  # since the last one was trained: nothing of it is missing
-        late.report = report
-        raise late
+    stop.check(report)  # since the last one was trained: nothing of it is missing
     return report
 
 

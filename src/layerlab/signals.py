@@ -46,15 +46,20 @@ class StopSignals:
         for signum in self._before:
             signal.signal(signum, self._note)
 
-    def check(self) -> None:
+    def check(self, report: Any = None) -> None:
         """Stops if a signal came.
 
+        Args:
+            report: What was done, where that is all that was to be done.
+
         Raises:
-            Interrupted: A signal came since the context was entered.
+            Interrupted: A signal came since the context was entered; it has the report.
         """
         if self.signum is not None:
             self._closing = True
-            raise Interrupted(self.signum)
+            interrupted = Interrupted(self.signum)
+            interrupted.report = report
+            raise interrupted
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from layerlab.reference import Adam, forward, gradients, hidden, loss, sgd
+from layerlab.reference import Adam, forward, gradients, hidden, loss, predictions, sgd
 from layerlab.tier import Params
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ class Update:
 
 
 def _back(params: Params, h: Array, y: Array) -> Array:
-    y_pred = np.maximum(h, 0) @ params.w2 + (0.0 if params.b2 is None else params.b2)  # (N, n_out)
-    back: Array = 2 * (y_pred - y) @ params.w2.T
+    back: Array = 2 * (predictions(params, h) - y) @ params.w2.T
     return back
 
 

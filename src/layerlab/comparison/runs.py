@@ -38,8 +38,7 @@ def compare_runs(
     Raises:
         SpecError: Both are the same run, or one is not finished.
         TrackingError: The store cannot be opened, or has no such run.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all was compared: then the
-            error has the ``report``.
+        Interrupted: SIGINT or SIGTERM; the run is KILLED, or FINISHED and in the ``report`` if all was done.
     """
     observer = observer or Observer()
     if first == second:

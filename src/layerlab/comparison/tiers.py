@@ -70,8 +70,7 @@ def compare(
     Raises:
         InputError: It cannot be done as asked; nothing was recorded.
         TierError: A tier raised; the MLflow run is FAILED.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all was compared: then the
-            error has the ``report``.
+        Interrupted: SIGINT or SIGTERM; the run is KILLED, or FINISHED and in the ``report`` if all was done.
     """
     spec = build_spec(config=config, settings=settings, flags=flags)
     observer = observer or Observer()
