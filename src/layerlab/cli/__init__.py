@@ -13,7 +13,7 @@ import typer
 
 from layerlab import startup
 from layerlab.cli import bench, models, plugins, proof, training
-from layerlab.cli.common import Flag, complain, emit
+from layerlab.cli.common import complain, emit
 from layerlab.errors import Interrupted, LayerlabError
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def _interrupt(signum: int, frame: Any) -> NoReturn:  # noqa: ARG001 -- the hand
     raise Interrupted(signum)
 
 
-def _version(wanted: Flag) -> None:
+def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -89,8 +89,8 @@ def _version(wanted: Flag) -> None:
 @app.callback()
 def _root(
     _: Annotated[
-        Flag, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = None,
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """One two-layer network at every level of abstraction."""
     _close_killed()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from layerlab.cli.common import Flag, Json, Quiet, TrackingUri, given, tell
+from layerlab.cli.common import Json, Quiet, TrackingUri, given, tell
 from layerlab.errors import SpecError, one_line
 
 if TYPE_CHECKING:
@@ -51,17 +51,17 @@ def bench(
         typer.Option(help="A tier: each training takes turns with its bare loop too, for a ratio to it."),
     ] = None,
     peers: Annotated[
-        Flag,
+        bool,
         typer.Option(
             "--peers", help="Also what others offer for it: a stock Lightning script, skorch, Keras on torch."
         ),
-    ] = None,
+    ] = False,
     experiment: Annotated[
         str | None, typer.Option(help="MLflow experiment. [default: layerlab-bench]")
     ] = None,
     tracking_uri: TrackingUri = None,
-    quiet: Quiet = None,
-    as_json: Json = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Measure tiers side by side: no speed without proof (exit 1 if a tier is refused)."""
     values = locals()
@@ -74,7 +74,7 @@ def bench(
     from layerlab.benchmarking import bench as measure
 
     def action() -> BenchReport:
-        with console.Progress(silent=bool(quiet)) as watch:
+        with console.Progress(silent=quiet) as watch:
             return measure(tiers or ("all",), **arguments, observer=watch)
 
     report = tell(action, console.bench_text, quiet=quiet, as_json=as_json)

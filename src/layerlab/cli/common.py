@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     from layerlab.errors import LayerlabError
 
-# A flag that is not given is None: then typer has nothing to convert, and need not load what converts.
-Flag = bool | None
-Json = Annotated[Flag, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Quiet = Annotated[Flag, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+# A flag is False where it is not given: of a bool typer has nothing to convert, and need not load what does.
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 
 Steps = Annotated[int | None, typer.Option(help="Number of updates. [default: 500 for random data]")]
 Epochs = Annotated[int | None, typer.Option(help="Passes through the data. [default: 30 for real data]")]
@@ -86,8 +85,8 @@ def tell(
     action: Callable[[], Reported],
     text: Callable[[Reported], str],
     *,
-    quiet: bool | None,
-    as_json: bool | None,
+    quiet: bool,
+    as_json: bool,
 ) -> Reported:
     """Prints the report of what is done, also of what was done until a signal, whose exit code stays."""
 

@@ -12,7 +12,7 @@ from layerlab.cli.common import Json, emit
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="An exported ONNX file.")], as_json: Json = None
+    model: Annotated[Path, typer.Argument(help="An exported ONNX file.")], as_json: Json = False
 ) -> None:
     """Check an exported ONNX file again under onnxruntime."""
     from layerlab import console

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layerlab.cli.common import Flag, Json, emit
+from layerlab.cli.common import Json, emit
 from layerlab.errors import SpecError
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ app = typer.Typer(help="List tiers, look into one, begin one.", rich_markup_mode
 def plugins(
     context: typer.Context,
     check: Annotated[
-        Flag,
+        bool,
         typer.Option("--check", help="Load each tier: accelerators, recipe, and what is broken and why."),
-    ] = None,
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="How long --check waits for a distribution. [default: 60]"),
     ] = None,
-    as_json: Json = None,
+    as_json: Json = False,
 ) -> None:
     """List tiers, look into one."""
     if context.invoked_subcommand is not None:
@@ -57,7 +57,7 @@ def plugins(
 
 @app.command("show")
 def show_plugin(
-    name: Annotated[str, typer.Argument(help="A tier, or DISTRIBUTION:TIER.")], as_json: Json = None
+    name: Annotated[str, typer.Argument(help="A tier, or DISTRIBUTION:TIER.")], as_json: Json = False
 ) -> None:
     """Print a tier's documentation, recipe and source."""
     from layerlab import registry
@@ -80,7 +80,7 @@ def new_plugin(
     directory: Annotated[
         Path | None, typer.Option(help="Where the new folder goes. [default: this folder]")
     ] = None,
-    as_json: Json = None,
+    as_json: Json = False,
 ) -> None:
     """Make a pip-installable plugin with one tier that passes, in a new folder."""
     from layerlab import scaffold

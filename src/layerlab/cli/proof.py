@@ -27,8 +27,8 @@ Runs = Annotated[tuple[str, str] | None, typer.Option(help="Two finished MLflow 
 def check(
     tiers: Annotated[list[str] | None, typer.Argument(help="Tiers, or DISTRIBUTION:TIER.")] = None,
     every: Annotated[
-        common.Flag, typer.Option("--all", help="Every tier that is installed, other people's too.")
-    ] = None,
+        bool, typer.Option("--all", help="Every tier that is installed, other people's too.")
+    ] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="Name of a check; may be repeated. [default: all of them]")
     ] = None,
@@ -37,7 +37,7 @@ def check(
         str | None, typer.Option(help="Where: auto, cpu or gpu. [default: the CPU where the tier runs there]")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit file for CI as well.")] = None,
-    as_json: common.Json = None,
+    as_json: common.Json = False,
 ) -> None:
     """Prove that tiers compute what they should and keep the contract; exit 1 if one does not."""
     from layerlab import registry
@@ -53,7 +53,7 @@ def check(
     if tiers:
         rows = list({row.selector: row for row in (registry.find(name, rows) for name in tiers)}.values())
     options = {"seed": seed or 0, "accelerator": accelerator or "auto", "only": only or ()}
-    reports = _check_each(rows, options, tolerant=bool(every), as_json=bool(as_json))
+    reports = _check_each(rows, options, tolerant=every, as_json=as_json)
     if as_json:
         emit(json.dumps({"reports": [report.as_dict() for report in reports]}, indent=2))
     if junit is not None:
@@ -129,8 +129,8 @@ def compare(
     experiment: common.Experiment = None,
     name: Annotated[str | None, typer.Option(help="Name of the MLflow run of the comparison.")] = None,
     tracking_uri: common.TrackingUri = None,
-    quiet: common.Quiet = None,
-    as_json: common.Json = None,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
 ) -> None:
     """Train tiers in lockstep and say where they part (exit 1 if they do), or compare two finished runs."""
     values = locals()
@@ -148,7 +148,7 @@ def compare(
     from layerlab import console
 
     def action() -> Any:
-        with console.Progress(silent=bool(quiet)) as watch:
+        with console.Progress(silent=quiet) as watch:
             if runs is not None:
                 from layerlab.comparison import compare_runs
 

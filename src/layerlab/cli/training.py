@@ -29,10 +29,10 @@ CheckpointEvery = Annotated[
     int | None, typer.Option(help="Steps between two checkpoints, in ./checkpoints. [default: one a minute]")
 ]
 Offline = Annotated[
-    common.Flag, typer.Option("--offline", help="Record without the store; 'layerlab sync' sends it later.")
+    bool, typer.Option("--offline", help="Record without the store; 'layerlab sync' sends it later.")
 ]
 PrintConfig = Annotated[
-    common.Flag, typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing.")
+    bool, typer.Option("--print-config", help="Print the resolved spec of every run, and run nothing.")
 ]
 
 
@@ -63,10 +63,10 @@ def run(
     settings: Settings = None,
     checkpoint_every: CheckpointEvery = None,
     tracking_uri: common.TrackingUri = None,
-    offline: Offline = None,
-    print_config: PrintConfig = None,
-    quiet: common.Quiet = None,
-    as_json: common.Json = None,
+    offline: Offline = False,
+    print_config: PrintConfig = False,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
 ) -> None:
     """Train tiers, record every step in MLflow, leave checked ONNX files in ./models."""
     values = locals()  # the flags, by the names that the spec knows them by
@@ -82,8 +82,8 @@ def run(
         return
     from layerlab import runner
 
-    runs = partial(runner.run, **source, **flags, tracking_uri=tracking_uri, offline=bool(offline))
-    _show(runs, quiet=bool(quiet), as_json=bool(as_json))
+    runs = partial(runner.run, **source, **flags, tracking_uri=tracking_uri, offline=offline)
+    _show(runs, quiet=quiet, as_json=as_json)
 
 
 def resume(
@@ -92,15 +92,15 @@ def resume(
         typer.Argument(help="The id of a run, or the path of a checkpoint.", show_default=False),
     ] = None,
     last: Annotated[
-        common.Flag, typer.Option("--last", help="The run that began last in this folder.")
-    ] = None,
+        bool, typer.Option("--last", help="The run that began last in this folder.")
+    ] = False,
     steps: Annotated[
         int | None, typer.Option(help="Updates in all. [default: as many as it was to have]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes through the data in all.")] = None,
     tracking_uri: common.TrackingUri = None,
-    quiet: common.Quiet = None,
-    as_json: common.Json = None,
+    quiet: common.Quiet = False,
+    as_json: common.Json = False,
 ) -> None:
     """Go on with a run that was broken off, or add steps to one that is finished."""
     if (run is None) == (not last):
@@ -108,11 +108,11 @@ def resume(
     from layerlab import resuming
 
     goes_on = partial(resuming.resume, run, steps=steps, epochs=epochs, tracking_uri=tracking_uri)
-    _show(goes_on, quiet=bool(quiet), as_json=bool(as_json))
+    _show(goes_on, quiet=quiet, as_json=as_json)
 
 
 def sync(
-    tracking_uri: common.TrackingUri = None, quiet: common.Quiet = None, as_json: common.Json = None
+    tracking_uri: common.TrackingUri = None, quiet: common.Quiet = False, as_json: common.Json = False
 ) -> None:
     """Send what runs recorded in this folder and their stores did not take; each point comes there once."""
     from layerlab import console, syncing
