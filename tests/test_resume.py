@@ -360,7 +360,10 @@ class TestRefused:
 
     def test_a_run_that_is_not_there(self, folder: Path, layerlab_cli: Any) -> None:
         """By id, by --last, by path, and by nothing at all."""
-        assert "has no run 'abc'" in self.refusal(layerlab_cli, "abc")
+        for wrong in ("abc", "0" * 300, "a\nb"):  # none of them is asked for in the store
+            shown = wrong.replace("\n", " ")
+            assert f"no run in this folder begins with '{shown}'" in self.refusal(layerlab_cli, wrong)
+        assert f"has no run '{'f' * 32}'" in self.refusal(layerlab_cli, "f" * 32)
         assert "no run began in this folder" in self.refusal(layerlab_cli, "--last")
         result = layerlab_cli("resume", "checkpoints/x/step-3.ckpt")
         assert (result.code, result.stderr) == (
@@ -421,7 +424,7 @@ def test_the_last_run_and_the_beginning_of_an_id(folder: Path, layerlab_cli: Any
     assert result.stderr.splitlines()[0] == "nn: has no checkpoint: begins again, records the rest"
     assert step == 50, "the last but one of a run of 60 steps"
     with pytest.raises(TrackingError, match="has no run"):
-        layerlab.resume("f" * 31)
+        layerlab.resume("f" * 32)
 
 
 # Epochs of a training that takes about as long as the time in which it is killed; so many more where it is

@@ -107,6 +107,11 @@ def _target(run: str | Path | None) -> tuple[str, str | None, Checkpoint | None]
     if len(found) > 1:
         raise CheckpointError(f"several runs begin with '{one_line(text)}': {', '.join(found)}")
     run_id = found[0] if len(found) == 1 else text
+    if not folder.is_run_id(run_id):
+        raise CheckpointError(
+            f"no run in this folder begins with '{one_line(text)}', and a whole id has 32 digits",
+            hint="layerlab run --json prints the ids, and mlflow ui shows them",
+        )
     last = folder.remembered()
     if last is not None and last[0] == run_id:
         return run_id, last[1], None
