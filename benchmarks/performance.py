@@ -6,7 +6,7 @@
     python benchmarks/performance.py --write    only the page
     python benchmarks/performance.py --dirty ...    of a tree that is not what was committed, and says so
 
-Measuring takes more than two hours, in which the machine should be left alone. What is measured on CUDA is
+Measuring takes about three hours, in which the machine should be left alone. What is measured on CUDA is
 left by `performance_page.CUDA_BENCH`, on a machine that need have nothing else of this. Which bare loop was
 the fastest there is said when it is taken over; `CUDA_AGAINST`, on that machine, measures in turns with it.
 """
@@ -16,14 +16,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from performance_page import (
     BUILTINS,
     CUDA_AGAINST,
@@ -36,6 +38,7 @@ from performance_page import (
 )
 
 import layerlab_fused
+from layerlab.benchmarking.machine import machine
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -46,11 +49,13 @@ FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "
 # What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
     "whole_command": ["--rounds", "33"],
-    "tracked_run": ["--rounds", "11"],
+    "tracked_run": ["--rounds", "33"],
     "memory": ["--rounds", "6"],
     "scaling": ["--rounds", "21", "--png", str(IMAGES / "scaling.png")],
     "large_table": ["--rounds", "21"],
 }
+# Seconds for which the processors are watched before a part, and the share that others may have of them.
+_LOOK, _QUIET = 3.0, 0.1
 
 
 def measure(part: str, folder: Path, found: dict[str, Any]) -> Any:
@@ -137,8 +142,8 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
         found.pop("cuda_against", None)
         found.get("made", {}).pop("cuda_against", None)
     found[part] = figures
-    machine = f"{about['platform']}, Python {about['python']}"
-    made = {"date": figures["date"], "machine": machine, "commit": commit}
+    where = f"{about['platform']}, Python {about['python']}"
+    made = {"date": figures["date"], "machine": where, "commit": commit}
     found.setdefault("made", {})[part] = made
 
 
@@ -146,8 +151,8 @@ def _refuse_other_bench(found: dict[str, Any], file: str, about: dict[str, Any],
     """Turns are with the loop that is the fastest in the bench of all tiers, of the same machine."""
     if "cuda" not in found:
         raise SystemExit(f"{file}: nothing says yet which loop is the fastest: {CUDA_BENCH}")
-    machine = found["cuda"]["machine"]
-    if other := [key for key in machine if key != "platform" and machine[key] != about.get(key)]:
+    all_of = found["cuda"]["machine"]
+    if other := [key for key in all_of if key != "platform" and all_of[key] != about.get(key)]:
         raise SystemExit(f"{file}: of another {' and '.join(other)} than the bench of all tiers")
     fastest = fastest_bare(timings_of(found["cuda"]))
     if loop != fastest:
@@ -163,16 +168,39 @@ def commit_of_tree() -> str:
 
     ours = [f":!{path.relative_to(HERE.parent)}" for path in (FIGURES, PAGE, IMAGES)]
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", *ours)
+    dirty = dirty or git("status", "--porcelain", "--", "src", "plugins", "benchmarks")  # new files too
     return (git("describe", "--always") or "unknown") + ("-dirty" if dirty else "")
 
 
-def made(commit: str) -> dict[str, str]:
-    """When, where and from what a part is measured."""
+def made(commit: str, busy: float | None) -> dict[str, str]:
+    """When, where and from what a part was measured, and how busy others kept the processors before it."""
+    about = machine(torch.device("cpu"), {})
+    processor = f"{about['processor']} ({torch.backends.cpu.get_cpu_capability()}), {about['cores']} cores"
+    versions = [f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "mlflow", "onnxruntime")]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.platform()}, Python {platform.python_version()}",
+        "machine": ", ".join([about["platform"], processor, f"Python {about['python']}", *versions]),
+        "busy": "unknown" if busy is None else f"{busy:.0%}",
         "commit": commit,
     }
+
+
+def busy_processors() -> float | None:
+    """The share of the processors' time that others take for a while; None: nobody can say."""
+
+    def ticks() -> tuple[int, int]:
+        # user nice system idle iowait irq softirq steal, see proc(5)
+        counted = [int(tick) for tick in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(counted), counted[3] + counted[4]
+
+    try:
+        before = ticks()
+        time.sleep(_LOOK)
+        after = ticks()
+    except OSError:  # another system
+        return None
+    whole, idle = (late - early for early, late in zip(before, after, strict=True))
+    return 1 - idle / whole if whole else None
 
 
 def main() -> None:
@@ -205,10 +233,13 @@ def main() -> None:
         sys.stderr.write(f"`{loop}` is the fastest: {CUDA_AGAINST.format(against=loop)}\n")
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     for part in [] if only_page else arguments.parts or parts:
+        busy = busy_processors()
         sys.stderr.write(f"measuring: {part}\n")
+        if busy is not None and busy > _QUIET:
+            sys.stderr.write(f"warning: others keep the processors busy, {busy:.0%} of the time\n")
         with tempfile.TemporaryDirectory() as folder:
             found[part] = measure(part, Path(folder), found)
-        found.setdefault("made", {})[part] = made(commit)
+        found.setdefault("made", {})[part] = made(commit, busy)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
 

@@ -183,7 +183,9 @@ def _claimed(found: dict[str, Any]) -> str:
     rows = []
     for figure, against, value, most in claims(found):
         n = len(value.rounds)
-        between = interval_label(n) if n > 1 else "no interval"
+        between = "no interval, one round"
+        if n > 1:
+            between = interval_label(n) + (f", {n} rounds" if n >= FEWEST_ROUNDS else "")
         goal = "" if most is None else f"{most:g}"
         rows.append([figure, against, shown(value), between, goal, verdict(value, most)])
     return table(["figure", "held against", "measured", "in brackets", "at most", ""], rows)
@@ -329,8 +331,8 @@ def _bytes_a_row(large: dict[str, Any]) -> float:
 
 def _made(found: dict[str, Any]) -> str:
     """When, where and from what commit each part is."""
-    columns = ["date", "machine", "commit"]
-    rows = [[part, *(noted[column] for column in columns)] for part, noted in found["made"].items()]
+    columns = ["date", "machine", "busy", "commit"]
+    rows = [[part, *(noted.get(column, "") for column in columns)] for part, noted in found["made"].items()]
     return table(["part", *columns], rows)
 
 

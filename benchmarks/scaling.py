@@ -1,9 +1,9 @@
 """How the cost grows with the problem: batch, inputs, hidden units and steps, each ten times larger, twice.
 
-The first three are sweeps of ``layerlab bench``; the last is the time that ``layerlab run`` trains, each loss
-written down for the record, which another process sends meanwhile. There is an exponent for each tenfold, of
-every round by itself, in which all sizes had their turn: 1 where cost is linear, and less where overhead is
-left.
+The first three are sweeps of ``layerlab bench``; the last is what ``layerlab run`` takes from the start of
+the training to the end of the record, which another process sends meanwhile. There is an exponent for each
+tenfold, of every round by itself, in which all sizes had their turn: 1 where cost is linear, and less where
+overhead is left.
 
     python benchmarks/scaling.py [--rounds 6] [--json FILE] [--png FILE]
 """
@@ -20,8 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tracked_run import tracked
+
 import layerlab
-from layerlab.benchmarking.report import Timing
+from layerlab import startup
 
 BUDGET = 1.1
 TIERS = ("numpy", "tensors", "custom-module")
@@ -48,7 +50,7 @@ def exponents(points: dict[int, list[float]]) -> list[list[float]]:
 
 
 def measure(rounds: int) -> Found:
-    """Seconds of a bare step, or of all steps of a tracked run; none where a tier is refused."""
+    """Seconds of a bare step, or of a tracked run without its start; none where a tier is refused."""
     found: Found = {}
     for name, (argument, sizes) in SWEEPS.items():
         sweep: dict[str, Any] = {argument: sizes}
@@ -60,17 +62,18 @@ def measure(rounds: int) -> Found:
             for row in config.rows:
                 found[name][row.tier][getattr(config, argument)] = list(row.timings["bare"].rounds)
     found["steps"] = {STEPPED: {steps: [] for steps in STEPS}}
-    layerlab.run(plugin=STEPPED, steps=STEPS[0], export=False)  # what happens once in a process
-    for _ in range(rounds):
-        for steps in STEPS:
-            (run,) = layerlab.run(plugin=STEPPED, steps=steps, export=False).runs
-            found["steps"][STEPPED][steps].append(run.seconds["train"])
+    tracked(STEPPED, STEPS[0])  # what happens once in a process
+    for number in range(rounds):
+        for steps in STEPS[:: -1 if number % 2 else 1]:
+            found["steps"][STEPPED][steps].append(tracked(STEPPED, steps))
     return found
 
 
 def draw(path: Path, found: Found) -> None:
     """Four panels, both axes logarithmic: medians with their intervals, and the line of linear cost."""
     import matplotlib as mpl
+
+    from layerlab.benchmarking.report import Timing
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -93,7 +96,7 @@ def draw(path: Path, found: Found) -> None:
         linear = [Timing.of(first[start]).median * size / start for size in sorted(first)]
         axis.plot(sorted(first), linear, color="0.7", linestyle="--", label="linear", zorder=0)
         axis.set_xlabel(name)
-        axis.set_ylabel("seconds of the training" if name == "steps" else "seconds a step")
+        axis.set_ylabel("seconds of the run" if name == "steps" else "seconds a step")
         axis.legend(fontsize=7, frameon=False, title="exponent of each tenfold", title_fontsize=7)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -102,6 +105,10 @@ def draw(path: Path, found: Found) -> None:
 
 def main() -> None:
     """Measures, prints the exponents, and draws them."""
+    # What is run here is as the command runs it; before NumPy and torch read the environment.
+    startup.claim()
+    from layerlab.benchmarking.report import Timing
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -5,8 +5,9 @@ takes. Here everything is as a run has it: the recording process sends while the
 over when its record is closed. For each tier, in one process and in turn: a short run, a long run, and a bare
 loop of the same problem that reads each loss. What the long run takes more than the short one, from the start
 of the training to the end of the record, is what so many more tracked steps take; the loop is timed for the
-same steps. What is left to send when a training ends, about a second's losses, is in it, and weighs less in a
-longer run. The sides are of other seconds, and the intervals are as wide as a machine's seconds differ.
+same steps, half of them before the runs and half after them. What is left to send when a training ends, about
+a second's losses, is in it, and weighs less in a longer run. The sides are of other seconds, and the
+intervals are as wide as a machine's seconds differ.
 
     python benchmarks/tracked_run.py [--rounds 7] [--steps 10000] [--tiers nn,optim] [--json FILE]
 """
@@ -28,7 +29,7 @@ TIERS = ("tensors", "autograd", "custom-function", "nn", "optim", "custom-module
 SHORT = 500
 
 
-def whole(tier: str, steps: int) -> float:
+def tracked(tier: str, steps: int) -> float:
     """Seconds of a run, from the start of its training to the end of its record."""
     (run,) = layerlab.run(
         plugin=tier, steps=steps, export=False, accelerator="cpu", tracking_uri="sqlite:///mlflow.db"
@@ -64,19 +65,20 @@ def bare(name: str, first: int, steps: int) -> float:
 
 
 def measure(tiers: list[str], rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds a step of both sides, by tier; the order is the other way round in every other round."""
+    """Seconds a step of both sides, by tier; half of the loop comes before the runs, and half after them."""
     found: dict[str, dict[str, list[float]]] = {tier: {"tracked": [], "bare": []} for tier in tiers}
     for tier in tiers:  # what happens once in a process
-        whole(tier, SHORT)
+        tracked(tier, SHORT)
         bare(tier, 1, SHORT)
+    half = steps // 2
     for number in range(rounds):
         for tier in tiers[number % len(tiers) :] + tiers[: number % len(tiers)]:
-            if number % 2:
-                loop = bare(tier, SHORT, steps)
-            tracked = whole(tier, SHORT + steps) - whole(tier, SHORT)
-            if not number % 2:
-                loop = bare(tier, SHORT, steps)
-            found[tier]["tracked"].append(tracked / steps)
+            loop = bare(tier, SHORT, half)
+            taken = dict.fromkeys((SHORT, SHORT + steps)[:: -1 if number % 2 else 1], 0.0)
+            for length in taken:
+                taken[length] = tracked(tier, length)
+            loop += bare(tier, SHORT + half, steps - half)
+            found[tier]["tracked"].append((taken[SHORT + steps] - taken[SHORT]) / steps)
             found[tier]["bare"].append(loop / steps)
     return found
 

@@ -91,9 +91,7 @@ def resume(
         str | None,
         typer.Argument(help="The id of a run, or the path of a checkpoint.", show_default=False),
     ] = None,
-    last: Annotated[
-        bool, typer.Option("--last", help="The run that began last in this folder.")
-    ] = False,
+    last: Annotated[bool, typer.Option("--last", help="The run that began last in this folder.")] = False,
     steps: Annotated[
         int | None, typer.Option(help="Updates in all. [default: as many as it was to have]")
     ] = None,
