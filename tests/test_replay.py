@@ -203,6 +203,48 @@ def test_a_step_that_raises_is_named() -> None:
         made.run(range(40, 50), [batch, (batch[0], batch[1][:, :2])])
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "given", "hint"),
+    [
+        (ValueError("no such layer"), "no such layer", "capturable = False"),
+        (
+            TierError("it does not compile", hint="install a compiler"),
+            "it does not compile",
+            "install a compiler",
+        ),
+    ],
+)
+def test_why_a_step_cannot_be_captured_is_what_it_raised(spoiled: Exception, given: str, hint: str) -> None:
+    """Neither what that came of, nor what the end of a capture that was spoiled by it raises."""
+
+    class Raises(Plain):
+        steps = 0
+
+        def step(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            self.steps += 1
+            if self.steps > WARM_UP:
+                try:
+                    return {}["layer"]
+                except KeyError:
+                    raise spoiled from None
+            return super().step(x, y)
+
+    class Spoiled(SameMemory):
+        """As torch's, whose end raises too."""
+
+        def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+            try:
+                work()
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    batch = tuple(map(torch.tensor, problem()[1:]))
+    made = replayed(make(tier=Raises), Spoiled(), in_place=True)
+    with pytest.raises(TierError, match=f"its step cannot be captured: {given}$") as raised:
+        made.run(range(10), [batch] * 10)
+    assert raised.value.hint == hint
+
+
 @pytest.mark.gpu
 class TestOnCuda:
     """The graphs themselves."""
@@ -280,7 +322,7 @@ class TestOnCuda:
 
         batch = tuple(torch.tensor(a, device="cuda") for a in problem()[1:])
         value, stream = torch.ones((), device="cuda"), torch.cuda.current_stream()
-        said = {"item": "synchronizing", "synchronize": "captur", "raise": "on purpose"}[how]
+        said = {"item": "synchronizing", "synchronize": "not permitted", "raise": "on purpose"}[how]
         for _ in range(2):
             made = steps_of(make("cuda", Spoils), device=device, dtype=torch.float64, in_place=True)
             with pytest.raises(TierError, match=f"says that it is capturable, and .* cannot be .*{said}"):
@@ -288,6 +330,7 @@ class TestOnCuda:
             assert torch.cuda.current_stream() == stream
             assert float(value + 1) == 2
             torch.cuda.empty_cache()
+            torch.rand(1, device="cuda")
             made = steps_of(make("cuda"), device=device, dtype=torch.float64, in_place=True)
             assert np.isfinite(made.run(range(10), [batch] * 10)).all()
 

@@ -117,6 +117,24 @@ def test_a_run_that_is_gone_on_with_is_the_unbroken_one(
     assert_same(client, resumed, unbroken)
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("tier", ["nn", "optim", "fused", "compiled"])
+def test_on_cuda_it_is_the_unbroken_one_to_rounding(folder: Path, client: Any, tier: str) -> None:
+    """A step is captured anew, in a training that begins in the middle; each step is recorded once."""
+    options = {"plugin": tier, **MINI, **COMMON, "accelerator": "gpu"}
+    unbroken = layerlab.run(**options).runs[0]
+    run_id = broken_off(18, **options)
+    resumed = layerlab.resume(run_id).runs[0]
+    assert (resumed.status, resumed.device, resumed.steps) == ("FINISHED", "cuda:0", unbroken.steps)
+    (steps, losses), (expected_steps, expected) = (
+        zip(*points(client, run.run_id)["loss"], strict=True) for run in (resumed, unbroken)
+    )
+    assert steps == expected_steps
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert resumed.val == pytest.approx(unbroken.val, rel=1e-4)
+
+
 def test_without_a_checkpoint_it_begins_again_and_records_nothing_twice(folder: Path, client: Any) -> None:
     """The points that are there stay, with the times at which they were made."""
     options = {"plugin": "optim", **MINI}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -258,3 +259,35 @@ def test_cuda_computes_what_the_cpu_computes(folder: Path, client: Any, tier: st
     assert tags["layerlab.device_name"] == torch.cuda.get_device_name()
     assert tags["layerlab.replayed"] == str(tier != "optim").lower()
     assert "layerlab.replayed" not in client.get_run(on_cpu.run_id).data.tags
+
+
+def test_nothing_holds_a_training_that_is_over(folder: Path) -> None:
+    """But the cycle that it is: what it has on a device is free for the next one once that is looked for."""
+    from layerlab.training import TierModule
+
+    def held() -> int:
+        gc.collect()
+        return sum(type(it) is TierModule for it in gc.get_objects())
+
+    before = held()
+    assert layerlab.run(plugin=["nn", "optim"], steps=5, d_in=20, export=False).ok
+    assert held() == before
+
+
+@pytest.mark.gpu
+def test_a_tier_leaves_the_device_to_the_next_one(folder: Path) -> None:
+    """Rows, weights and graphs of one are gone when the next one has its own."""
+    import torch
+
+    def most(*tiers: str) -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        assert layerlab.run(
+            plugin=list(tiers), n=200, d_in=100_000, steps=5, export=False, accelerator="gpu"
+        ).ok
+        return torch.cuda.max_memory_allocated() - before
+
+    tiers = ("tensors", "autograd", "nn")
+    assert most(*tiers) < 1.2 * max(most(tier) for tier in tiers)

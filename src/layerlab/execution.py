@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import re
@@ -188,6 +189,8 @@ class Execution:
         from layerlab.training import make_trainer, quiet_lightning
 
         job, train = self.job, self.job.spec.train
+        if job.accelerator != "cpu":
+            gc.collect()  # a training before this one is a cycle, and would keep its rows on the device
         module = self._module(record)
         with quiet_lightning():
             savers = []

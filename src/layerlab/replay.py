@@ -193,20 +193,29 @@ class ReplayedSteps:
             return _detached(self._step(x, y))
 
     def _capture(self, x: Tensor, y: Tensor) -> Replay:
+        # Where what raised spoiled the capture, the end of it raises too, and knows no reason.
+        raised: BaseException | None = None
+
         def work() -> None:
-            loss = self._step(x, y)
-            if not torch.is_tensor(loss):
-                raise TypeError(f"its loss is a {type(loss).__name__}, and no tensor that is written anew")
-            self._losses.index_copy_(0, self._place, loss.detach().to(self._losses.dtype).reshape(1))
-            self._place.add_(1)
+            nonlocal raised
+            try:
+                loss = self._step(x, y)
+                if not torch.is_tensor(loss):
+                    raise TypeError(
+                        f"its loss is a {type(loss).__name__}, and no tensor that is written anew"
+                    )
+                self._losses.index_copy_(0, self._place, loss.detach().to(self._losses.dtype).reshape(1))
+                self._place.add_(1)
+            except BaseException as error:
+                raised = error
+                raise
 
         try:
             return self._graphs.capture(work)
         except torch.OutOfMemoryError:
             raise
         except (Exception, SystemExit) as error:
-            # where what raised spoiled the capture, the end of it raises too, and knows no reason
-            raise _not_capturable(error.__context__ or error) from error
+            raise _not_capturable(raised or error) from error
 
 
 class Graphs(Protocol):
@@ -268,9 +277,19 @@ class CudaGraphs:
             # again, and fail at it. Where only Python raised it has ended, which torch says with an error.
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(self._stream.device_index, pool)
+                self._out_of_capture()
             raise
         replay: Replay = graph.replay
         return replay
+
+    def _out_of_capture(self) -> None:
+        """Has the device's generator out of a capture that was spoiled.
+
+        Torch before 2.13 (https://github.com/pytorch/pytorch/pull/176752) would leave it there, and whoever
+        draws on the device next could not: the end of a capture that ends well takes it out.
+        """
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"):
+            torch.zeros(1, device=self._device)
 
 
 @contextmanager
@@ -333,7 +352,7 @@ def _detached(loss: Any) -> Any:
 
 def _not_capturable(reason: BaseException) -> TierError:
     said = f"the tier says that it is capturable, and its step cannot be captured: {reason}"
-    return TierError(said, hint="capturable = False")
+    return TierError(said, hint=getattr(reason, "hint", None) or "capturable = False")
 
 
 def _failed(step: int, error: BaseException) -> TierError:
