@@ -50,11 +50,11 @@ import numpy as np
 
 from layerlab.benchmarking.walk import norm
 from layerlab.benchmarking.way import GROWTH
-from layerlab.conformance.lockstep import Comparison, Oracle, as_float64, take_step
+from layerlab.conformance.lockstep import Comparison, Oracle, Step, as_float64, number, take_step
 from layerlab.rounding import Roundoff
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -152,15 +152,22 @@ def _minus(a: Params, b: Params) -> Params:
 
 
 def audit_steps(
-    tier: Tier, x: Tensor, y: Tensor, precision: Precision, lr: float, seed: Sequence[int]
+    tier: Tier,
+    timed: Callable[[Tensor, Tensor], Any],
+    x: Tensor,
+    y: Tensor,
+    precision: Precision,
+    lr: float,
+    seed: Sequence[int],
 ) -> str | None:
     """Where a timed object parts from the oracle in further steps, or None.
 
-    Its ``step``, which was timed, is judged as a whole; a tier that has its parts then makes as many steps in
-    parts, gradient by gradient.
+    What was timed is judged as a whole; a tier that has its parts then makes as many steps in parts, gradient
+    by gradient.
 
     Args:
         tier: The object.
+        timed: Makes a step in the way that was timed, replayed ones too; its loss.
         x: The inputs that it was timed on; they are overwritten.
         y: Its targets; they are overwritten.
         precision: The precision of the run.
@@ -173,13 +180,13 @@ def audit_steps(
     oracle = Oracle(optimizer, lr, Roundoff.of(precision))
     seen = Comparison()
     ways = (False, True) if type(tier).splits_step() else (False,)
-    for number, split in enumerate(split for split in ways for _ in range(STEPS_AFTER)):
+    for count, split in enumerate(split for split in ways for _ in range(STEPS_AFTER)):
         for tensor in (x, y):
             tensor.copy_(_like(tensor, rng))
         before = as_float64(tier.params())
-        step = take_step(tier, x, y, split=split)
+        step = take_step(tier, x, y, split=True) if split else Step(number(timed(x, y)))
         exact = (tensor.detach().cpu().numpy().astype(np.float64) for tensor in (x, y))
-        oracle.judge(seen, number, step, before, as_float64(tier.params()), *exact)
+        oracle.judge(seen, count, step, before, as_float64(tier.params()), *exact)
         if not seen.end_step():
             return f"after the timing, {'in parts' if split else 'as a whole'}, {seen.part}"
     return None

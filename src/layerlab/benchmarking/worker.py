@@ -299,7 +299,7 @@ class Worker:
         fault = changed(self._settings)
 
         def mine() -> str | None:
-            return self._audit(module.tier, problem, counts, turns.losses, turns.end, batch)
+            return self._audit(module.tier, problem, counts, turns.losses, turns.end, batch, module.again)
 
         return turns, partial(self._audit_training, fault, mine, beside, counts)
 
@@ -360,7 +360,8 @@ class Worker:
             torch.cuda.synchronize(self.device)
 
     def _audit_loop(self, loop: BareLoop, counts: tuple[int, int]) -> str | None:
-        return self._audit(loop.tier, loop.problem, counts, loop.losses, loop.end, loop.batch)
+        tier = loop.tier
+        return self._audit(tier, loop.problem, counts, loop.losses, loop.end, loop.batch, tier.step)
 
     def _audit(
         self,
@@ -370,6 +371,7 @@ class Worker:
         losses: list[float],
         end: Params,
         batch: tuple[Any, Any],
+        timed: Callable[[Any, Any], Any],
     ) -> str | None:
         # A step of a tier's own may add the rows to a weight one by one: see `rounding`.
         own = not type(tier).splits_step() or type(tier).step is not Tier.step
@@ -377,7 +379,7 @@ class Worker:
         return (
             changed(self._settings)
             or problem.fault(counts, losses, end, self.precision, roundings=roundings)
-            or audit_steps(tier, *batch, self.precision, problem.lr, seed=(problem.seed, len(losses)))
+            or audit_steps(tier, timed, *batch, self.precision, problem.lr, seed=(problem.seed, len(losses)))
             or changed(self._settings)
         )
 

@@ -181,10 +181,10 @@ class Step:
 def take_step(tier: Tier, x: Tensor, y: Tensor, *, split: bool) -> Step:
     """Trains a tier on one batch, in its parts where they are to be looked at."""
     if not split:
-        return Step(_number(tier.step(x, y)))
+        return Step(number(tier.step(x, y)))
     y_pred = tier.forward(x)
     seen = host_copy(y_pred)
-    loss = _number(tier.backward(x, y_pred, y))
+    loss = number(tier.backward(x, y_pred, y))
     names = [name for name, p in tier.params()._asdict().items() if p is not None]
     grads = [host_copy(g) for g in tier.gradients()]
     if len(grads) != len(names):
@@ -330,7 +330,12 @@ def _as_constructed(kept: Any, given: Params) -> Part | None:
     return None
 
 
-def _number(loss: Any) -> float:
+def number(loss: Any) -> float:
+    """A loss as a number.
+
+    Raises:
+        ValueError: It has a shape.
+    """
     if np.shape(host_copy(loss)) != ():
         raise ValueError(f"the loss has shape {np.shape(host_copy(loss))}, and should be a number")
     return float(host_copy(loss))
