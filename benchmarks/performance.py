@@ -26,22 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from performance_page import (
-    BUILTINS,
-    CUDA_AGAINST,
-    CUDA_BENCH,
-    CUDA_ROUNDS,
-    CUDA_SECONDS,
-    fastest_bare,
-    page,
-    timings_of,
-)
+from performance_claims import BUILTINS, fastest_bare, for_readme, timings_of
+from performance_page import CUDA_AGAINST, CUDA_BENCH, CUDA_ROUNDS, CUDA_SECONDS, page
 
 import layerlab_fused
 from layerlab.benchmarking.machine import machine
 
 HERE = Path(__file__).resolve().parent
-DOCS = HERE.parent / "docs"
+DOCS, README = HERE.parent / "docs", HERE.parent / "README.md"
 FIGURES, PAGE, IMAGES = DOCS / "performance.json", DOCS / "performance.md", DOCS / "images"
 BENCH = ["bench", "all", "fused", "compiled", "--rounds", "21", "--seconds", "0.2", "--peers", "--json"]
 # `fused` is held against another tier, which is another process in that bench, and of other seconds.
@@ -242,6 +234,14 @@ def main() -> None:
         found.setdefault("made", {})[part] = made(commit, busy)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
+    if stale := unsaid(found):
+        sys.stderr.write(f"README.md does not say any more, or not yet: {'; '.join(stale)}\n")
+
+
+def unsaid(found: dict[str, Any]) -> list[str]:
+    """What the README should say of the figures, and does not."""
+    said = " ".join(README.read_text().split())
+    return [phrase for phrase in for_readme(found) if phrase not in said]
 
 
 if __name__ == "__main__":

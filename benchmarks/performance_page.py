@@ -1,21 +1,25 @@
-"""What ``docs/performance.md`` says of figures that `performance.py` has: what is claimed, and the page."""
+"""The page that is made of figures that `performance.py` has: ``docs/performance.md``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from scaling import BUDGET
+from performance_claims import (
+    STEP,
+    claims,
+    in_turns,
+    of_all,
+    over,
+    shown,
+    tax,
+    verdict,
+    with_ends,
+)
 
 from layerlab.benchmarking.report import FEWEST_ROUNDS, Timing, interval_label
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 HERE = Path(__file__).resolve().parent
-BUILTINS = ("numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module")
-# What a tracked step is to take at most beside the bare loop of its tier.
-STEP = 1.05
 CUDA_ROUNDS, CUDA_SECONDS = 9, 0.05
 _ON_CUDA = f"--accelerator gpu --rounds {CUDA_ROUNDS} --seconds {CUDA_SECONDS} --json"
 CUDA_BENCH = f"layerlab bench all fused {_ON_CUDA} > cuda.json"
@@ -28,121 +32,15 @@ IN_TURNS = (
     ": on the CPU, that `fused` is held against a bare loop of torch's is of a bench of\n"
     "its own, in which its training took turns with that loop too (`layerlab bench fused --against TIER`)"
 )
-# Of a bench that did not tell what of a tracked step is the store's, and measured otherwise than later ones.
+# Of a bench that measured otherwise than later ones.
 OTHERWISE = (
-    "What sending the losses takes is in the tracked steps of this bench only where it is slower than the\n"
-    "step itself, and is not added: with it none would take much more than twice as long. The products of\n"
-    "its floor were a loop of their own, after the bare one or before it."
+    "The proof before this bench was of steps that are called; that replayed ones agree is part of it\n"
+    "since. Losses and last parameters of what was replayed were audited. What sending the losses takes is\n"
+    "in the tracked steps only where it is slower than the step itself, and is not added: with it none\n"
+    "would take much more than twice as long. The products of its floor were a loop of their own, after the\n"
+    "bare one or before it. The loop that `fused` is held against counts where it was the fastest\n"
+    "in this bench."
 )
-
-
-def over(one: list[float], other: list[float]) -> Timing:
-    """The ratios of two sides, round by round, with their interval."""
-    return Timing.of(one).over(Timing.of(other))
-
-
-Claim = tuple[str, str, Timing, float | None]
-
-
-def claims(found: dict[str, Any]) -> list[Claim]:
-    """What is claimed: a figure, what it is held against, its value, and what it is to be at most."""
-    commands, large = found["whole_command"], found["large_table"]["seconds"]
-    seen = _of_tiers(found)
-    seen += [
-        (
-            f"`{r['of']}`",
-            r["to"],
-            over(commands["seconds"][r["of"]], commands["seconds"][r["to"]]),
-            r["goal"],
-        )
-        for r in commands["ratios"]
-    ]
-    seen += [
-        (
-            "memory at 1,000,000 tracked steps, MB",
-            "at 1,000",
-            Timing.of(found["memory"]["grown_mb"]),
-            found["memory"]["budget_mb"],
-        ),
-        (
-            "minibatches from a table of 2 GB",
-            "a bare loop over the same mapped rows",
-            over(large["blocks"], large["bare"]),
-            found["large_table"]["budget"],
-        ),
-    ]
-    if "cuda" in found:
-        seen += _on_cuda(found["cuda"], found.get("cuda_against"))
-    return seen + [
-        (
-            f"exponent of the cost, {s['grows']} from {size}, `{s['tier']}`",
-            "linear: 1",
-            Timing.of(slopes),
-            BUDGET,
-        )
-        for s in found["scaling"]
-        for size, slopes in zip(s["seconds"], s["exponents"], strict=False)
-    ]
-
-
-def _of_tiers(found: dict[str, Any]) -> list[Claim]:
-    rows = {row["tier"]: row for row in found["bench"]["configs"][0]["rows"]}
-    loop = fastest_bare(timings_of(found["bench"]))
-    fused, against = rows["fused"]["timings"]["tracked"], rows[loop]["timings"]["bare"]
-    if _in_turns(found):
-        (row,) = found["fused"]["configs"][0]["rows"]
-        fused, against = row["timings"]["tracked"], row["against"]["tracked"]
-    tracked = over(fused["rounds"], against["rounds"])
-    bare = over(rows["fused"]["timings"]["bare"]["rounds"], rows["fused"]["floor"]["rounds"])
-    every = _of_all(found["tracked_run"]["tiers"])
-    runs = over(every["tracked"], every["bare"])
-    return [
-        *(
-            (f"a tracked step, `{tier}`", "its bare loop, in turns", _tax(row), STEP)
-            for tier, row in rows.items()
-            if tier in BUILTINS[1:]
-        ),
-        ("the same by whole runs, all of them", "their bare loops", runs, STEP),
-        ("a tracked step, `fused`", f"the fastest bare loop of the seven (`{loop}`)", tracked, 0.70),
-        ("a step of `fused`", "its five matrix products alone", bare, 1.10),
-    ]
-
-
-def _in_turns(found: dict[str, Any]) -> bool:
-    """Whether `fused` took turns with the loop that it is held against, and not only rounds."""
-    loop = fastest_bare(timings_of(found["bench"]))
-    return bool(found.get("fused", {}).get("against") == loop)
-
-
-def _on_cuda(figures: dict[str, Any], held: dict[str, Any] | None) -> list[Claim]:
-    loop = fastest_bare(timings_of(figures))
-    rows = {row["tier"]: row for row in (held or figures)["configs"][0]["rows"]}
-    fused = rows["fused"]["timings"]
-    # without such a bench, what there is are rounds of other seconds
-    loops = rows["fused"]["against"] if held else dict.fromkeys(fused, rows[loop]["timings"]["bare"])
-    replayed, tracked = (over(fused[m]["rounds"], loops[m]["rounds"]) for m in ("lightning", "tracked"))
-    step = "a tracked step" if "sending" in rows["fused"] else "a tracked step without the sending"
-    against = f"the fastest bare loop of the seven that run there (`{loop}`)"
-    return [
-        (f"on CUDA, {step}, `custom-module`", "its bare loop", _tax(rows["custom-module"]), 0.80),
-        ("on CUDA, a replayed step, `fused`", against, replayed, 0.15),
-        (f"on CUDA, {step}, `fused`", against, tracked, 0.15),
-    ]
-
-
-def _tax(row: dict[str, Any]) -> Timing:
-    """What a tracked step takes beside one of the bare loop that it took turns with."""
-    return over(row["timings"]["tracked"]["rounds"], row["beside"]["tracked"]["rounds"])
-
-
-def timings_of(figures: dict[str, Any]) -> dict[str, Any]:
-    """What a bench measured, by tier and mode."""
-    return {row["tier"]: row["timings"] for row in figures["configs"][0]["rows"]}
-
-
-def fastest_bare(timings: dict[str, Any], tiers: Sequence[str] = BUILTINS) -> str:
-    """The tier whose bare loop is the fastest of some."""
-    return min((t for t in tiers if t in timings), key=lambda t: timings[t]["bare"]["median"])
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -154,29 +52,6 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 def micros(timing: dict[str, Any]) -> str:
     """A timing in microseconds with its interval; one round has none."""
     return shown(Timing.of([1e6 * seconds for seconds in timing["rounds"]]), ".0f")
-
-
-def shown(value: Timing, form: str = ".2f") -> str:
-    """A median with the ends of its interval; one round has none."""
-    if len(value.rounds) == 1:
-        return f"{value.median:{form}}"
-    return with_ends(value.median, (value.low, value.high), form)
-
-
-def with_ends(median: float, ends: Sequence[float], form: str) -> str:
-    """A median with the ends of its interval."""
-    low, high = ends
-    return f"{median:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def verdict(value: Timing, most: float | None) -> str:
-    """Whether a goal is reached: by the whole interval, by nothing of it, or nobody can say."""
-    if most is None:
-        return ""
-    found = "reached" if value.high <= most else "missed" if value.low > most else "undecided"
-    if len(value.rounds) < FEWEST_ROUNDS:
-        return f"{'within' if found == 'reached' else found}; interval not measured"
-    return found
 
 
 def _claimed(found: dict[str, Any]) -> str:
@@ -196,7 +71,7 @@ def _tiers(config: dict[str, Any]) -> str:
         [
             f"`{row['tier']}`",
             *(micros(row["timings"][mode]) for mode in ("bare", "lightning", "tracked")),
-            shown(_tax(row)),
+            shown(tax(row)),
             f"{row['gflops']:.1f}",
             f"{100 * row['floor_share']:.0f} %",
             f"{1e3 * row['once']:.3g}",
@@ -218,18 +93,10 @@ def _tiers(config: dict[str, Any]) -> str:
     return table(columns, rows)
 
 
-def _of_all(sides: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
-    """What whole runs of all tiers took together, round by round, and their bare loops."""
-    return {
-        side: [sum(one) for one in zip(*(seconds[side] for seconds in sides.values()), strict=True)]
-        for side in ("tracked", "bare")
-    }
-
-
 def _runs(sides: dict[str, dict[str, list[float]]]) -> str:
     """What whole runs gave, by tier and of all tiers together."""
     rows = []
-    tiers = [*((f"`{tier}`", seconds) for tier, seconds in sides.items()), ("all", _of_all(sides))]
+    tiers = [*((f"`{tier}`", seconds) for tier, seconds in sides.items()), ("all", of_all(sides))]
     for tier, seconds in tiers:
         tracked, bare = (Timing.of([1e6 * s for s in seconds[side]]) for side in ("tracked", "bare"))
         ratio = tracked.over(bare)
@@ -349,7 +216,7 @@ def page(found: dict[str, Any]) -> str:
             d_out=config["d_out"],
             rounds=_rounds(bench),
             tiers=_tiers(config),
-            fused=IN_TURNS if _in_turns(found) else "",
+            fused=IN_TURNS if in_turns(found) else "",
             more=found["tracked_run"]["steps"],
             runs=_runs(found["tracked_run"]["tiers"]),
             peers=_peers(config),

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -161,8 +162,8 @@ def measure(rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[str
     for command in commands.values():  # once without a clock: byte code and the disk's cache
         process(command)
     for number in range(rounds):
-        names = list(commands)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        # each round in another order: who comes after whom may matter, as what is still to be written does
+        for name in random.Random(number).sample(list(commands), len(commands)):
             times[name].append(process(commands[name]))
     return times, modules, beside
 

@@ -69,6 +69,7 @@ class Batches:
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
+            del self._order  # of a large table two of them are much
             self._order = generator(self.seed, "order", epoch).permutation(len(self.x))
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 

@@ -218,10 +218,10 @@ def prepare(dataset: Dataset, *, val_fraction: float, seed: int) -> Prepared:
 
 
 def _split(labels: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    if fraction == 0:
+        return np.arange(len(labels)), np.arange(0)
     rng = generator(seed, "split")
     order = rng.permutation(len(labels))
-    if fraction == 0:
-        return np.arange(len(labels)), order[:0]
     wanted = max(1, round(fraction * len(labels)))
     # Within each class the rows get evenly spaced ranks in (0, 1); the lowest ranks are the validation rows,
     # so that every class is there with its share, as far as whole rows allow.
