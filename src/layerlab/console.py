@@ -71,6 +71,9 @@ class Progress(Observer):
                 progress.TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=True,
+                # A frame takes more than a millisecond of the interpreter that trains, or of a processor on
+                # which a bench measures: ten a second, rich's own choice, are two steps of a hundred.
+                refresh_per_second=2,
             )
             self._bar.start()
             self._task = self._bar.add_task("starting", total=None, loss="")
