@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from layerlab import checkpoint
+from layerlab.errors import CheckpointError, DataError
+from layerlab.folder import refuse_unwritable
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from helpers import Result
+    from layerlab.errors import LayerlabError
 
 GOOD = "area,rooms,price\n10,1,100\n20,2,200\n30,3,300\n40,4,400\n"
 
@@ -235,6 +244,15 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("runs of no store", "compare --runs 1 2", ["there is no tracking store sqlite:///mlflow.db"]),
     ("predict with a missing model", "predict no.onnx good.csv", ["no.onnx", "no such file"]),
     ("predict of missing rows", "predict no.onnx no.csv", ["no.csv", "no such file"]),
+    # names that no file can have
+    ("verify of a name too long", f"verify {'x' * 300}.onnx", ["xxx", "too long"]),
+    ("predict with a name too long", f"predict {'x' * 300}.onnx good.csv", ["xxx", "too long"]),
+    ("JUnit file with a name too long", f"check nn --junit {'x' * 300}.xml", ["--junit xxx", "too long"]),
+    (
+        "store with a name too long",
+        f"compare --runs 1 2 --tracking-uri sqlite:///{'x' * 300}.db",
+        ["sqlite:///xxx", "too long"],
+    ),
 ]
 
 
@@ -359,6 +377,35 @@ def test_bad_input_raises_from_python(empty_folder: Path) -> None:
         "did you mean 'custom-module'?",
     )
     assert list(empty_folder.iterdir()) == []
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """As somebody whom permissions stop: root passes them all."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "looks"),
+    [
+        (".layerlab", DataError, [refuse_unwritable]),
+        ("checkpoints", CheckpointError, [checkpoint.runs, lambda: checkpoint.of_run("0" * 32)]),
+    ],
+)
+def test_a_folder_that_may_not_be_entered_is_named(
+    empty_folder: Path, name: str, kind: type[LayerlabError], looks: list[Callable[[], object]]
+) -> None:
+    """What the system refuses is one line, and no traceback."""
+    Path(name).mkdir(mode=0)
+    for look in looks:
+        with as_nobody(), pytest.raises(kind, match=f"^{name}.*: cannot be read: Permission denied$"):
+            look()
 
 
 def test_a_constant_column_is_allowed(folder: Path, layerlab_cli: Any) -> None:

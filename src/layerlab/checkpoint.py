@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from layerlab.errors import CheckpointError, one_line
+from layerlab.errors import CheckpointError, looked_at, one_line
 from layerlab.folder import CHECKPOINTS, is_run_id
 
 SUFFIX = ".ckpt"
@@ -68,18 +68,29 @@ def path_of(run_id: str, step: int) -> Path:
 
 
 def of_run(run_id: str) -> list[Path]:
-    """The checkpoints of a run, the latest first."""
-    folder = folder_of(run_id)
-    found = {path: _NAME.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ())}
+    """The checkpoints of a run, the latest first.
+
+    Raises:
+        CheckpointError: Nobody may look.
+    """
+    found = {path: _NAME.fullmatch(path.name) for path in _inside(folder_of(run_id))}
     steps = {path: int(match[1]) for path, match in found.items() if match}
     return sorted(steps, key=lambda path: steps[path], reverse=True)
 
 
 def runs() -> list[str]:
-    """The runs that have checkpoints in this folder."""
-    return (
-        sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir()) if CHECKPOINTS.is_dir() else []
-    )
+    """The runs that have checkpoints in this folder.
+
+    Raises:
+        CheckpointError: Nobody may look.
+    """
+    with looked_at(CHECKPOINTS, CheckpointError):
+        return sorted(path.name for path in _inside(CHECKPOINTS) if path.is_dir())
+
+
+def _inside(folder: Path) -> list[Path]:
+    with looked_at(folder, CheckpointError):
+        return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def read(path: Path) -> Checkpoint:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Characters of a name that may be what somebody meant.
@@ -124,6 +125,24 @@ class Interrupted(LayerlabError):  # noqa: N818 -- nobody made an error
         self.report: Any = None
         # the shell's convention for a process that a signal ended
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def looked_at(path: object, kind: type[LayerlabError], *, hint: str | None = None) -> Iterator[None]:
+    """Turns what the system says of a look at a path into one line.
+
+    `Path.is_file` and its like need it too: they answer False where nothing is, and raise where the system
+    does not let them look, or where a name is too long.
+
+    Args:
+        path: What is looked at.
+        kind: What is raised.
+        hint: What the user can do about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be read: {error.strerror or error}", hint=hint) from None
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from layerlab.errors import DataError
+from layerlab.errors import DataError, looked_at
 
 HOME = Path(".layerlab")
 RUNS = HOME / "runs"
@@ -18,6 +18,7 @@ JOURNAL, NOTE = ".jsonl", ".killed"
 # What a run may be: a training, or one of these.
 KINDS = ("", "comparison", "bench")
 _LAST = HOME / "last.json"
+_OWN = "run in a folder of your own"
 
 
 def is_run_id(text: Any) -> bool:
@@ -89,19 +90,22 @@ def refuse_unwritable() -> None:
         DataError: As said.
     """
     refuse_links(HOME, RUNS, CHECKPOINTS, MODELS)
-    existing = next(path for path in (RUNS, HOME, Path()) if path.exists())
+    with looked_at(RUNS, DataError, hint=_OWN):
+        existing = next(path for path in (RUNS, HOME, Path()) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        raise DataError(f"{existing.absolute()}: cannot be written", hint="run in a folder of your own")
+        raise DataError(f"{existing.absolute()}: cannot be written", hint=_OWN)
 
 
 def refuse_links(*paths: Path) -> None:
     """Refuses links where folders are written into: they may have come with a folder that somebody else made.
 
     Raises:
-        DataError: One is a link.
+        DataError: One is a link, or nobody may look.
     """
     for path in paths:
-        if path.is_symlink():
+        with looked_at(path, DataError, hint=_OWN):
+            is_link = path.is_symlink()
+        if is_link:
             raise DataError(
                 f"{path} is a link, and nothing is written outside of this folder",
                 hint="remove the link, or run in a folder that is on the disk you want",

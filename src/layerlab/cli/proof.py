@@ -11,7 +11,7 @@ import typer
 
 from layerlab.cli import common
 from layerlab.cli.common import emit
-from layerlab.errors import AcceleratorError, DataError, PluginError, SpecError
+from layerlab.errors import AcceleratorError, DataError, PluginError, SpecError, looked_at
 
 if TYPE_CHECKING:
     from layerlab.conformance import CheckReport
@@ -46,9 +46,11 @@ def check(
         raise SpecError("tiers and --all exclude each other", hint="give one of them")
     if not every and not tiers:
         raise SpecError("name a tier, or give --all", hint="layerlab plugins lists them")
-    if junit is not None and (junit.is_dir() or not junit.absolute().parent.is_dir()):
-        there = "is a folder" if junit.is_dir() else f"there is no folder {junit.parent}"
-        raise DataError(f"--junit {junit}: {there}")
+    if junit is not None:
+        with looked_at(f"--junit {junit}", DataError):
+            if junit.is_dir() or not junit.absolute().parent.is_dir():
+                there = "is a folder" if junit.is_dir() else f"there is no folder {junit.parent}"
+                raise DataError(f"--junit {junit}: {there}")
     rows = registry.rows()
     if tiers:
         rows = list({row.selector: row for row in (registry.find(name, rows) for name in tiers)}.values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab.comparison.picture import draw
 from layerlab.comparison.report import RunsReport
-from layerlab.errors import SpecError, TrackingError, one_line
+from layerlab.errors import SpecError, TrackingError, looked_at, one_line
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
@@ -89,11 +89,14 @@ def compare_runs(
 def _refuse_missing(uri: str) -> None:
     """Looks for the store's file first: opening one that is not there would make it."""
     path = sqlite_path(uri)
-    if path is not None and not Path(path).exists():
-        raise TrackingError(
-            f"there is no tracking store {without_credentials(uri)}",
-            hint="--tracking-uri, or the folder in which the runs were made",
-        )
+    if path is None:
+        return
+    shown = f"tracking store {without_credentials(uri)}"
+    with looked_at(shown, TrackingError):
+        if not Path(path).exists():
+            raise TrackingError(
+                f"there is no {shown}", hint="--tracking-uri, or the folder in which the runs were made"
+            )
 
 
 def _find(store: Store, run_id: str) -> Run:
