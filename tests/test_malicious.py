@@ -285,6 +285,21 @@ def test_a_model_that_is_no_network_is_not_run(rows: Path, layerlab_cli: Any, na
     assert listing(rows.parents[1]) == before
 
 
+@pytest.mark.parametrize("suffix", [".json", ".pbtxt", ".txtpb", ".onnxtxt", ""])
+def test_a_name_chooses_no_parser(rows: Path, layerlab_cli: Any, suffix: str) -> None:
+    """A file is read as an ONNX file whatever its name: text is none, and a model stays one."""
+    named = Path(f"model{suffix}")
+    for text in ('{"name": "package", "version": "1.0.0"}\n', "ir_version: 8\n", "<ir_version: 8>\n"):
+        named.write_text(text)
+        checked = layerlab_cli("verify", named)
+        (line,) = [line for line in whole(checked).splitlines() if line.startswith("FAIL")]
+        assert (checked.code, f"{named}: not an ONNX file" in line) == (1, True), line
+        predicted = layerlab_cli("predict", named, rows)
+        assert (predicted.code, len(whole(predicted).splitlines())) == (1, 1)
+    named.write_bytes(model([LAYER], (WEIGHTS,)).SerializeToString())
+    assert layerlab_cli("verify", named).code == 0
+
+
 BOUNDED = """
 import resource, sys
 from pathlib import Path

@@ -141,7 +141,8 @@ def load_proto(path: Path) -> onnx.ModelProto:
     if path.stat().st_size > LARGEST:
         raise ModelError(f"{path}: not an ONNX file: larger than 2 GiB")
     try:
-        proto = onnx.load_model(path, load_external_data=False)
+        # By its suffix onnx would take one for text, and hand it to parsers that nothing here needs.
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not an ONNX file: {error}") from None
     if not proto.graph.node:
