@@ -18,6 +18,7 @@ import pytest
 import layerlab
 from helpers import run_python
 from layerlab.data import large, load_dataset, mapped, table
+from layerlab.data.dataset import Dataset
 from layerlab.errors import DataError
 from layerlab.spec import build_spec
 
@@ -84,6 +85,26 @@ def test_a_mapped_table_is_the_table(
     )
     left = {".layerlab", "mlflow.db", "mlflow.db.lock", "mlruns", "models", path}
     assert {entry.name for entry in folder.iterdir()} == left
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "count"), [(1, 3, 1), (50, 3, 50), (4096, 3, 4096), (9000, 3, 4096), (40, 2**18, 32)]
+)
+def test_a_sample_is_no_more_than_there_is_nor_than_memory_should_hold(
+    empty_folder: Path, rows: int, width: int, count: int
+) -> None:
+    """No row twice, from the first to the last one; of wide ones so many as 64 MiB hold."""
+    with mapped.ArrayWriter("wide", width, np.float64, least_rows=rows) as out:
+        for row in range(rows):
+            out.append(np.full((1, width), row))
+        x = out.mapped()
+    sample = Dataset("wide", "wide.csv", x, x, (), (), None, standardise=True).sample()
+    assert sample.shape == (count, width)
+    assert (sample == sample[:, :1]).all()
+    chosen = sample[:, 0].astype(int).tolist()
+    assert chosen == sorted(set(chosen))
+    assert (chosen[0], chosen[-1]) == (0, rows - 1)
+    assert not isinstance(sample, np.memmap)
 
 
 def test_statistics_by_parts_are_those_of_the_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.intp]
 
-# So many rows of a mapped data set stand for all of them where predictions are compared.
-SAMPLE_ROWS = 4096
+# So many rows of a mapped data set stand for all of them where predictions are compared, or fewer where these
+# are wide: whoever compares makes some copies of them, and with a quarter of the size from which on a table is
+# mapped at all (`layerlab.data.large.LARGE`), that takes about what a table in memory may.
+SAMPLE_ROWS, SAMPLE_BYTES = 4096, 2**26
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Dataset:
         """Raw inputs to compare predictions on: all rows, or of a mapped data set some from all over it."""
         if not self.is_mapped:
             return self.x
-        return np.array(self.x[np.linspace(0, len(self.x) - 1, SAMPLE_ROWS).astype(np.intp)])
+        rows, width = self.x.shape
+        count = min(rows, SAMPLE_ROWS, max(1, SAMPLE_BYTES // (self.x.itemsize * width)))
+        return np.array(self.x[np.linspace(0, rows - 1, count).astype(np.intp)])
 
     @cached_property
     def digest(self) -> str:
