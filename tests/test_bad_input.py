@@ -244,7 +244,9 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("runs of no store", "compare --runs 1 2", ["there is no tracking store sqlite:///mlflow.db"]),
     ("predict with a missing model", "predict no.onnx good.csv", ["no.onnx", "no such file"]),
     ("predict of missing rows", "predict no.onnx no.csv", ["no.csv", "no such file"]),
-    # names that no file can have
+    # names that no file can have, and that Arrow takes for none
+    ("data not called in UTF-8", f"{HOUSES} caf\udce9.csv", ["csv", "unicode"]),
+    ("rows not called in UTF-8", "predict no.onnx caf\udce9.csv", ["csv: its name is not UTF-8 text"]),
     ("verify of a name too long", f"verify {'x' * 300}.onnx", ["xxx", "too long"]),
     ("predict with a name too long", f"predict {'x' * 300}.onnx good.csv", ["xxx", "too long"]),
     ("JUnit file with a name too long", f"check nn --junit {'x' * 300}.xml", ["--junit xxx", "too long"]),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ from layerlab.data import load_dataset, load_prepared
 from layerlab.data.dataset import Dataset, Scaler, prepare
 from layerlab.data.random import random_dataset
 from layerlab.data.table import table_dataset
-from layerlab.errors import DataError
+from layerlab.errors import DataError, Interrupted
+from layerlab.folder import written_whole
 from layerlab.spec import DataSpec, build_spec
 
 SHAPES = {
@@ -533,6 +537,48 @@ def test_predict_writes_a_file(regression: Trained, empty_folder: Path, layerlab
     result = layerlab_cli("predict", regression.model, regression.rows, "--output", "out.csv")
     assert (result.code, result.stdout, result.stderr) == (0, "", "")
     assert Path("out.csv").read_text() == printed.stdout
+
+
+def test_predict_replaces_a_file_where_it_is(
+    regression: Trained, empty_folder: Path, layerlab_cli: Any
+) -> None:
+    """Who may read it stays as it was, and a link leads to it as before."""
+    printed = layerlab_cli("predict", regression.model, regression.rows)
+    Path("there").mkdir()
+    real = Path("there/real.csv")
+    real.write_text("old")
+    real.chmod(0o640)
+    Path("out.csv").symlink_to(real)
+    assert layerlab_cli("predict", regression.model, regression.rows, "-o", "out.csv").code == 0
+    assert Path("out.csv").is_symlink()
+    assert (real.read_text(), real.stat().st_mode & 0o777) == (printed.stdout, 0o640)
+    assert list(Path("there").iterdir()) == [real]
+
+
+def test_predict_writes_to_what_is_no_file(
+    regression: Trained, empty_folder: Path, layerlab_cli: Any
+) -> None:
+    """A pipe, and stdout by its name, take the lines and stay what they are."""
+    printed = layerlab_cli("predict", regression.model, regression.rows)
+    assert layerlab_cli("predict", regression.model, regression.rows, "-o", "/dev/stdout") == printed
+    os.mkfifo("pipe")
+    end = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)  # a pipe holds more than these rows
+    assert layerlab_cli("predict", regression.model, regression.rows, "-o", "pipe").code == 0
+    assert os.read(end, 2**16).decode() == printed.stdout
+    os.close(end)
+    assert Path("pipe").is_fifo()
+
+
+def test_what_is_not_written_whole_is_not_there(empty_folder: Path) -> None:
+    """Whatever ends the writing, a signal too: the file is the one before, or there is none."""
+    Path("old.csv").write_text("old")
+    for name in ("old.csv", "new.csv"):
+        with suppress(Interrupted), written_whole(Path(name)) as file:
+            file.write("half")
+            file.flush()
+            raise Interrupted(signal.SIGINT)
+    assert [path.name for path in empty_folder.iterdir()] == ["old.csv"]
+    assert Path("old.csv").read_text() == "old"
 
 
 def test_predict_finds_columns_by_name(regression: Trained, empty_folder: Path, layerlab_cli: Any) -> None:

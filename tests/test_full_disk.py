@@ -9,13 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 import layerlab
 from helpers import TINY
 from layerlab import journal
-from layerlab.errors import JournalError
+from layerlab.errors import InputError, JournalError
+from layerlab.prediction import Predicted, write_csv
 from layerlab.report import Observer
 from layerlab.tracking import OfflineRecorder, RunInfo
 
@@ -97,6 +99,18 @@ def test_the_disk_of_everything_is_full(
         assert steps == list(range(len(steps)))
         assert len(steps) > 100
         assert journal.journals() == []
+
+
+def test_predictions_that_do_not_fit_leave_those_that_were_there(empty_folder: Path, mount: Mount) -> None:
+    """One line, and the file is the one before, whole."""
+    path = empty_folder / "disk" / "out.csv"
+    mount(path.parent, "64k")
+    path.write_text("old")
+    predicted = Predicted(["y"], np.arange(20_000, dtype=np.float64)[:, None], None)
+    with pytest.raises(InputError, match=r"out\.csv: cannot be written: No space left on device$"):
+        write_csv(predicted, path)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def take_all_of(disk: Path) -> None:

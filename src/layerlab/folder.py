@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import DataError, looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
 
 HOME = Path(".layerlab")
 RUNS = HOME / "runs"
@@ -38,6 +42,36 @@ def write(path: Path, text: str) -> None:
         os.write(file, text.encode())
     finally:
         os.close(file)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A file of text that has its name once all of it is on the disk; until then what was there stays.
+
+    Through a link it is the file where that leads. What is no regular file, ``/dev/stdout`` or a named pipe,
+    is written to as it is: nothing may take its place.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    place = Path(os.path.realpath(path))
+    if path.exists() and not place.is_file():
+        with path.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        return
+    # A name of its own: the other's may be as long as a name can be.
+    aside = place.with_name(f".layerlab-{os.getpid()}.part")
+    try:
+        aside.unlink(missing_ok=True)  # left by a process that was killed, or a link that leads elsewhere
+        with aside.open("x", newline="", encoding="utf-8") as file:
+            with suppress(FileNotFoundError):
+                aside.chmod(place.stat().st_mode & 0o777)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(place)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def something_there() -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from layerlab.data import check_table
 from layerlab.data.table import numeric_column, read_table
 from layerlab.errors import DataError, InputError, ModelError, did_you_mean, one_line
+from layerlab.folder import written_whole
 from layerlab.modelfile import ModelFile
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def write_csv(predicted: Predicted, path: Path | None) -> None:
     """Writes predictions: the class first, where there are classes, then one column an output.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written; it is as it was.
     """
     if path is None:
         _write(predicted, sys.stdout)
         return
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with written_whole(path) as file:
             _write(predicted, file)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None

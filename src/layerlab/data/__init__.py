@@ -27,6 +27,10 @@ def check_table(name: str) -> Path:
         DataError: No such file, or not one of a kind that is read.
     """
     path = Path(name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Arrow takes no such name
+        raise DataError(f"{name}: its name is not UTF-8 text", hint="rename it") from None
     if path.suffix.lower() not in TABLE_SUFFIXES:
         known = did_you_mean(name, (RANDOM, *BUNDLED))
         raise DataError(

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.intp]
 
-# So many rows of a mapped data set stand for all of them where predictions are compared, or fewer where these
-# are wide: whoever compares makes some copies of them, and with a quarter of the size from which on a table is
-# mapped at all (`layerlab.data.large.LARGE`), that takes about what a table in memory may.
+# So many rows of a mapped data set stand for all of them where predictions are compared, or fewer where they
+# are wide: whoever compares makes some copies of them, and of a quarter of the size from which on a table is
+# mapped at all (`layerlab.data.large.LARGE`) these take about what a table in memory may.
 SAMPLE_ROWS, SAMPLE_BYTES = 4096, 2**26
 
 
