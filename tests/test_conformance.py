@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -383,6 +384,19 @@ def test_a_failure_exits_1_and_is_in_the_junit_file(
     assert int(suites[0].get("failures", 0)) == len(suites[0].findall("testcase/failure")) > 0
     assert suites[1].get("failures") == "0"
     assert len(suites[1].findall("testcase/skipped")) == 4
+
+
+def test_a_junit_file_may_be_a_pipe(layerlab_cli: Any, empty_folder: Path) -> None:
+    """What takes lines and is no file gets them, and stays what it is."""
+    os.mkfifo("pipe")
+    end = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
+    arguments = ("--only", "contract-is-declared", "--junit", "pipe")
+    assert layerlab_cli("check", "numpy", *arguments).code == 0
+    suite = ET.fromstring(os.read(end, 2**16)).find("testsuite")
+    os.close(end)
+    assert suite is not None
+    assert suite.get("name") == "layerlab check numpy"
+    assert [path.name for path in empty_folder.iterdir() if path.is_fifo()] == ["pipe"]
 
 
 def test_all_is_every_tier_there_is(layerlab_cli: Any, empty_folder: Path, broken_plugin: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerlab.errors import one_line
+from layerlab.folder import written_whole
 from layerlab.report import json_safe
 
 if TYPE_CHECKING:
@@ -158,12 +159,8 @@ def write_junit(reports: Sequence[CheckReport], path: Path) -> None:
             elif result.result == "n/a":
                 ET.SubElement(case, "skipped", message=_xml(result.detail))
     ET.indent(root)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        ET.ElementTree(root).write(aside, encoding="utf-8", xml_declaration=True)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_whole(path) as file:
+        file.write(ET.tostring(root, encoding="utf-8", xml_declaration=True).decode())
 
 
 def _xml(text: str) -> str:
