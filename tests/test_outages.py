@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,9 @@ def test_an_offline_run_goes_to_any_store_whole(folder: Path, migrated_db: Path)
     info = RunInfo("e", "n", {}, {})
     with journal.Journal(path, alone=True), pytest.raises(TrackingError, match="somebody else works on it"):
         offline.resume_run(known, info).started()
+    with pytest.raises(TrackingError, match="somebody else works on it"):
+        offline.resume_run(replace(known, state="1"), info).started()
+    assert not syncing.is_held(path)
     assert layerlab.sync(tracking_uri="sqlite:///other.db").ok
     other = MlflowClient("sqlite:///other.db")
     (found,) = other.search_runs([other.get_experiment_by_name("layerlab").experiment_id])

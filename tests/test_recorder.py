@@ -8,8 +8,10 @@ import math
 import os
 import pickle
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,7 @@ from layerlab.export import build_model
 from layerlab.progress import Progress
 from layerlab.reference import initial_params
 from layerlab.report import Observer
+from layerlab.syncing import is_held
 from layerlab.tracking import Recorder, RunInfo, delivery
 from layerlab.tracking.bulk import POINTS_AT_ONCE
 from layerlab.tracking.delivery import POINTS_A_CALL, Delivery
@@ -424,6 +427,40 @@ def test_a_journal_that_cannot_get_its_name_is_no_fault_of_the_store(
         Store().start_run(INFO)
     (run,) = client.search_runs([client.get_experiment_by_name("bulk").experiment_id])
     assert run.info.status == "FAILED"
+
+
+def refuse(*what: str) -> None:
+    """Has the database refuse statements from here on."""
+    with closing(sqlite3.connect("mlflow.db")) as database, database:
+        for number, statement in enumerate(what):
+            refusal = "BEGIN SELECT RAISE(ABORT, 'not now'); END"
+            database.execute(f"CREATE TRIGGER refused{number} BEFORE {statement} {refusal}")
+
+
+def test_a_run_that_cannot_be_begun_is_not_held(folder: Path) -> None:
+    """Where its store cannot be told either, its journal stays: for `layerlab sync`, whoever lives on."""
+    store = Store()
+    refuse("INSERT ON params", "UPDATE ON runs")
+    with pytest.raises(TrackingError, match=r"refuses the run: .*not now"):
+        store.start_run(replace(INFO, params={"a": "1"}))
+    (path,) = journal.journals()
+    assert not is_held(path)
+
+
+@pytest.mark.parametrize(
+    "what", [["UPDATE ON runs"], ["INSERT ON tags", "UPDATE ON runs WHEN NEW.status != 'RUNNING'"]]
+)
+def test_a_run_that_cannot_be_gone_on_with_is_not_held(folder: Path, what: list[str]) -> None:
+    """Likewise, be it RUNNING again by then or not."""
+    store = Store()
+    kept = store.start_run(INFO)
+    assert kept.end("FINISHED", None) is None
+    known = store.known(kept.run_id)
+    refuse(*what)
+    with pytest.raises(TrackingError, match="refuses to go on with the run"):
+        store.resume_run(known, replace(INFO, tags={"another": "one"}))
+    (path,) = journal.journals()
+    assert not is_held(path)
 
 
 def test_a_journal_that_was_sent_between_two_looks_is_gone(

@@ -224,16 +224,17 @@ class OfflineRecorder:
         """Goes on in a journal."""
 
         def start(_: Callable[[], None]) -> Journal:
+            changed = TrackingError(
+                f"run {known.run_id} is not as it was a moment ago: somebody else works on it",
+                hint="try again",
+            )
             try:
                 held = Journal(path_of(known.run_id), alone=True)
-                changed = str(held.size()) != known.state
             except (BlockingIOError, FileNotFoundError):
-                changed = True
-            if changed:
-                raise TrackingError(
-                    f"run {known.run_id} is not as it was a moment ago: somebody else works on it",
-                    hint="try again",
-                )
+                raise changed from None
+            if str(held.size()) != known.state:
+                held.close()
+                raise changed
             try:
                 held.append({"running": True})
                 held.append({"tags": dict(info.tags)})

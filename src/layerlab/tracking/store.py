@@ -134,6 +134,7 @@ class Store:
             except BaseException:
                 if self._give_up(run_id, "FAILED"):
                     held.discard()
+                held.close()  # where it stays, another process can send it: this one goes on
                 raise
             return Delivery(self.client, run_id, experiment_id, held, uri=self.uri, new=True)
 
@@ -172,6 +173,9 @@ class Store:
                     raise
             except TrackingError:
                 held.discard()
+                raise
+            except BaseException:
+                held.close()
                 raise
             return Delivery(self.client, run_id, experiment_id, held, uri=self.uri)
 
