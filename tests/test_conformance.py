@@ -302,6 +302,17 @@ def test_what_a_tier_does_not_claim_is_not_asked_of_it() -> None:
     assert "state-resumes" in {result.check for result in report.results if result.result == "n/a"}
 
 
+def test_a_tier_of_the_cpu_is_not_replayed() -> None:
+    """Whatever it says of its step, and whatever its optimizer: no check takes it to a GPU."""
+
+    class OnlyCPU(OwnOptimizer):
+        accelerators = frozenset({"cpu"})
+        capturable = True
+
+    (result,) = check(OnlyCPU, only="replays-agree").results
+    assert (result.result, result.detail) == ("n/a", "accelerators: no gpu")
+
+
 def test_a_tier_that_raises_or_exits_fails_and_the_others_go_on() -> None:
     """One line a check, whatever it raised."""
 

@@ -71,6 +71,8 @@ def step_does_not_wait(subject: Subject) -> Finding:
 @everywhere
 def replays_agree(subject: Subject) -> Finding:
     """On CUDA, steps that are captured in a graph and replayed from it are the oracle's."""
+    if "gpu" not in subject.tier_class.accelerators:
+        raise NotApplicable("accelerators: no gpu")
     if not subject.tier_class.says_capturable():
         raise NotApplicable("capturable: False")
     optimizer = subject.tier_class.recipe.optimizer
