@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import layerlab
-from gallery import SGD, ByHand, ByHandAdam, ForgottenMask, Whole
+from gallery import SGD, ByHand, ByHandAdam, ForgottenMask, SeedReset, Whole
 from helpers import BUILTINS, Site
 from layerlab import registry
-from layerlab.conformance import SUITE, SUITE_VERSION, check, check_name, problems
+from layerlab.conformance import SUITE, SUITE_VERSION, check, check_name, problems, world
 from layerlab.conformance.lockstep import prove
 from layerlab.errors import AcceleratorError, PluginError, SpecError
 from layerlab.reference import Adam, gradients, sgd
@@ -300,6 +300,37 @@ def test_what_a_tier_does_not_claim_is_not_asked_of_it() -> None:
     report = check(OnlyDouble)
     assert report.ok, report.failures
     assert "state-resumes" in {result.check for result in report.results if result.result == "n/a"}
+
+
+def test_what_a_check_or_a_tier_seeds_is_put_back() -> None:
+    """Whoever goes on after a check draws what he would have drawn without it."""
+    before = world.generators()
+    assert check(ByHand, only="world-is-left-alone").ok
+    assert not check(SeedReset, only="world-is-left-alone").ok
+    assert world.generators() == before
+
+
+@pytest.mark.gpu
+def test_generators_of_other_devices_are_put_back() -> None:
+    """No check seeds them; a tier may, with all that `torch.manual_seed` reaches."""
+
+    class Watched(ByHand):
+        def __init__(self, params: Params, **run: Any) -> None:
+            seen.append(states())
+            super().__init__(params, **run)
+
+    def states() -> list[list[int]]:
+        return [state.tolist() for state in torch.cuda.get_rng_state_all()]
+
+    seen: list[list[list[int]]] = []
+    torch.cuda.manual_seed_all(17)
+    torch.rand(3, device="cuda")
+    before = states()
+    assert check(Watched, only="world-is-left-alone").ok
+    assert seen
+    assert all(state == before for state in seen)
+    assert not check(SeedReset, only="world-is-left-alone").ok
+    assert states() == before
 
 
 def test_a_tier_of_the_cpu_is_not_replayed() -> None:

@@ -55,6 +55,7 @@ class Kept:
     def __enter__(self) -> Kept:
         self.switches = switches()
         self._random: tuple[Any, ...] = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._print = dict(vars(_tensor_str.PRINT_OPTS)), np.get_printoptions()
         self._filters = list(warnings.filters)
         return self
@@ -84,3 +85,4 @@ class Kept:
         torch.set_rng_state(self._random[0])
         np.random.set_state(self._random[1])
         random.setstate(self._random[2])
+        torch.cuda.set_rng_state_all(self._cuda)
