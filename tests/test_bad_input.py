@@ -16,6 +16,7 @@ import pytest
 from layerlab import checkpoint
 from layerlab.errors import CheckpointError, DataError
 from layerlab.folder import refuse_unwritable
+from layerlab.tracking import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -408,6 +409,30 @@ def test_a_folder_that_may_not_be_entered_is_named(
     for look in looks:
         with as_nobody(), pytest.raises(kind, match=f"^{name}.*: cannot be read: Permission denied$"):
             look()
+
+
+@pytest.mark.parametrize("command", ["run", "run --offline", "resume --last"])
+def test_a_folder_that_is_gone_is_one_line(
+    folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Whoever removed it under the shell: nothing is run, and no path of it is asked for."""
+    Path("gone").mkdir()
+    monkeypatch.chdir("gone")
+    (folder / "gone").rmdir()
+    assert refused(layerlab_cli(*shlex.split(command))).startswith(
+        "error: the working folder: cannot be read"
+    )
+
+
+def test_a_recorder_opens_nothing_in_a_folder_that_is_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the commands that train nothing find out."""
+    Path("gone").mkdir()
+    monkeypatch.chdir("gone")
+    (folder / "gone").rmdir()
+    with Recorder() as recorder, pytest.raises(DataError, match="the working folder: cannot be read"):
+        recorder.open(f"sqlite:///{folder}/mlflow.db")
 
 
 def test_a_constant_column_is_allowed(folder: Path, layerlab_cli: Any) -> None:

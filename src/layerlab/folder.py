@@ -117,12 +117,23 @@ def notes() -> dict[str, str]:
     return found
 
 
+def here() -> Path:
+    """The working folder.
+
+    Raises:
+        DataError: It is gone: it was removed under whoever is in it.
+    """
+    with looked_at("the working folder", DataError, hint=_OWN):
+        return Path.cwd()
+
+
 def refuse_unwritable() -> None:
     """Refuses a folder in which no journal could be written, or what a run writes would leave the folder.
 
     Raises:
         DataError: As said.
     """
+    here()
     refuse_links(HOME, RUNS, CHECKPOINTS, MODELS)
     with looked_at(RUNS, DataError, hint=_OWN):
         existing = next(path for path in (RUNS, HOME, Path()) if path.exists())

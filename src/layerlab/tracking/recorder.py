@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from layerlab.errors import JournalError, TrackingError, one_line
+from layerlab.folder import here
 from layerlab.journal import Header, Journal, entries, header, path_of, recorded_steps
 from layerlab.liveness import this_process
 from layerlab.storeuri import refuse_unclear, refuse_unreachable, resolve_uri, without_credentials
@@ -58,12 +59,13 @@ class Recorder:
 
         Raises:
             TrackingError: There is no server.
+            DataError: This folder is gone.
         """
         self.uri = resolve_uri(uri)
         refuse_unclear(self.uri)
         self.shown_uri = without_credentials(self.uri)
         refuse_unreachable(self.uri)
-        self._opening = self._call("open", self.uri, experiment, str(Path.cwd()), environment())
+        self._opening = self._call("open", self.uri, experiment, str(here()), environment())
 
     def opened(self, check: Callable[[], None] = lambda: None) -> None:
         """Waits until the store is open.
