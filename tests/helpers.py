@@ -121,6 +121,10 @@ class Plain(Tier):
     def step(self, x, y): ...
 
 
+class NumberForBias(Plain):
+    recipe = Recipe(bias=1)
+
+
 class DictRecipe(Plain):
     recipe = {"lr": 1e-4}
 

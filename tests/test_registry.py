@@ -357,6 +357,11 @@ BROKEN = {
     "recipe is missing": (TIERS, "MODULE:Plain", "Plain.recipe is not a Recipe"),
     "recipe is a dict": (TIERS, "MODULE:DictRecipe", "DictRecipe.recipe is not a Recipe"),
     "recipe has an unknown init": (TIERS, "MODULE:UnknownInit", "UnknownInit.recipe"),
+    "recipe has a number for bias": (
+        TIERS,
+        "MODULE:NumberForBias",
+        "NumberForBias.recipe.bias is 1",
+    ),
     "recipe has no rate": (TIERS, "MODULE:NanRate", "NanRate.recipe"),
     "optimizer in capitals": (
         TIERS,

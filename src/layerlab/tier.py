@@ -247,6 +247,8 @@ class Tier(ABC):
             return f"{cls.__name__}.recipe.init is {cls.recipe.init!r}, neither 'normal' nor 'linear'"
         if not (isinstance(cls.recipe.lr, (int, float)) and 0 < cls.recipe.lr < float("inf")):
             return f"{cls.__name__}.recipe.lr is {cls.recipe.lr!r}, not a finite number above 0"
+        if not isinstance(cls.recipe.bias, bool):
+            return f"{cls.__name__}.recipe.bias is {cls.recipe.bias!r}, neither True nor False"
         if not isinstance(cls.capturable, bool):
             return f"{cls.__name__}.capturable is {cls.capturable!r}, neither True nor False"
         for name, known in (("accelerators", ("cpu", "gpu")), ("precisions", PRECISIONS)):
