@@ -247,6 +247,16 @@ def test_an_interrupt_is_one_whatever_the_tiers_state_is(
     assert "tier 'nn': state failed: ValueError: lost" in str(run.error)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="asks /proc to sync a folder")
+def test_a_file_system_that_syncs_no_folder_fails_no_run() -> None:
+    """By then the checkpoint is whole and has its name."""
+    opened = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(opened)
+    os.close(opened)
+    saving._sync_folder(Path("/proc"))
+
+
 def test_a_checkpoint_is_written_where_it_is_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's folder for temporary files may be of another disk, and small: nothing goes there."""
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "no-such-folder"))

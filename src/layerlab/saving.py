@@ -154,10 +154,13 @@ class Saver(Checkpoint):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Has the disk know a file by its new name."""
+    """Has the disk know a file by its new name, where the file system does that for a folder."""
     opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        # 9p and vboxsf, by which virtual machines share folders, refuse it. The file itself is on the disk,
+        # and has its name: no reason for the run to fail.
+        with suppress(OSError):
+            os.fsync(opened)
     finally:
         os.close(opened)
 
