@@ -6,8 +6,11 @@ import getpass
 import json
 import os
 import shutil
+import socket
 import subprocess
+import threading
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from helpers import TINY, run_python
 from layerlab import storeuri
 from layerlab.errors import TrackingError
 from layerlab.spec import build_spec
+from layerlab.tracking import opening
 from servers import free_port
 
 # One worker, so that one server is enough.
@@ -262,6 +266,47 @@ def test_a_store_that_cannot_be_opened_is_one_line(
     line = refused(layerlab_cli, "--tracking-uri", uri)
     assert uri in line
     assert said in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "gone"])
+def test_a_database_that_never_opens_is_given_up_soon(empty_folder: Path, kind: str) -> None:
+    """One line after a few tries, where MLflow alone makes ten; it has its own number back afterwards."""
+    from mlflow.store.db import utils
+    from sqlalchemy import Engine, event
+
+    from layerlab.tracking.store import Store
+
+    uri = "sqlite:///mlflow.db"
+    if kind == "folder":
+        (empty_folder / "mlflow.db").mkdir()
+    elif kind == "link":
+        (empty_folder / "mlflow.db").symlink_to("no/mlflow.db")
+    else:  # there is something at the port, and it hangs up
+        listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        uri = f"postgresql+psycopg2://me:secret@127.0.0.1:{listener.getsockname()[1]}/mlflow"
+    tries: list[object] = []
+    usual = utils.MAX_RETRY_COUNT
+
+    def tried(*arguments: object) -> None:
+        tries.append(arguments)
+
+    event.listen(Engine, "do_connect", tried)
+    try:
+        with pytest.raises(TrackingError, match="cannot be opened"):
+            Store(uri)
+    finally:
+        event.remove(Engine, "do_connect", tried)
+        if kind == "gone":
+            listener.close()
+    assert 1 <= len(tries) <= opening.TRIES < usual == utils.MAX_RETRY_COUNT
+
+
+def hang_up(listener: socket.socket) -> None:
+    """Takes connections, and ends them, until there is no listener."""
+    with suppress(OSError):
+        while True:
+            listener.accept()[0].close()
 
 
 def test_an_old_file_store_is_named_with_its_cure(empty_folder: Path, layerlab_cli: Any) -> None:

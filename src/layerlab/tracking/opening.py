@@ -18,6 +18,8 @@ _AT_FIRST = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 _LATER = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 # What of it this process has set, as against its user.
 _set_here: dict[str, str] = {}
+# Tries at a database that does not open, a second in all; MLflow by itself makes ten, in almost two minutes.
+TRIES = 4
 # What another process may take to send the rest of a run whose trainer was killed.
 SECONDS_TO_END = 60.0
 
@@ -49,6 +51,26 @@ def soon() -> Iterator[None]:
     finally:
         _set_here.update({name: _LATER[name] for name in own})
         os.environ.update({name: _LATER[name] for name in own})
+
+
+@contextmanager
+def few_tries(uri: str) -> Iterator[None]:
+    """Within this context MLflow soon gives up a database that cannot be opened.
+
+    A wrong password, a folder in the place of the file, or a file that may not be read stay as they are. A
+    database that another process has locked is waited for as ever: SQLite does that, after these tries.
+    """
+    if uri.startswith(("http://", "https://")):
+        yield  # no database is opened here, and nothing imported for it
+        return
+    from mlflow.store.db import utils  # the process that trains has no MLflow
+
+    usual = utils.MAX_RETRY_COUNT
+    utils.MAX_RETRY_COUNT = min(usual, TRIES)
+    try:
+        yield
+    finally:
+        utils.MAX_RETRY_COUNT = usual
 
 
 def environment() -> dict[str, str]:

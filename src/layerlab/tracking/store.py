@@ -43,7 +43,7 @@ from layerlab.storeuri import (
 from layerlab.tracking.artifacts import keep_text
 from layerlab.tracking.delivery import Delivery, Late, run_tags, set_running
 from layerlab.tracking.info import OFFLINE_TAG, DatasetInfo, KnownRun, RunInfo
-from layerlab.tracking.opening import alone, one_at_a_time, refuse_old_file_store, soon
+from layerlab.tracking.opening import alone, few_tries, one_at_a_time, refuse_old_file_store, soon
 
 if TYPE_CHECKING:
     from typing import Any
@@ -91,7 +91,7 @@ class Store:
                 f"tracking store {self.shown_uri} would be gone when the command ends",
                 hint=f"name a file: {DEFAULT_URI}",
             )
-        with _translated(self, "cannot be opened"), one_at_a_time(uri), soon():
+        with _translated(self, "cannot be opened"), one_at_a_time(uri), soon(), few_tries(uri):
             refuse_unreachable(uri)
             self.client = MlflowClient(tracking_uri=absolute(uri))
             # The first call creates or migrates a database, or finds that there is no server.
