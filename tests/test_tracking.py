@@ -268,6 +268,19 @@ def test_a_store_that_cannot_be_opened_is_one_line(
     assert said in line
 
 
+@pytest.mark.parametrize("name", ["exp?1", "My%20Repo"])
+def test_a_folder_that_no_uri_names_is_refused(
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """SQLAlchemy would make the database elsewhere: nothing is written, neither here nor there."""
+    (empty_folder / name).mkdir()
+    monkeypatch.chdir(empty_folder / name)
+    line = refused(layerlab_cli)
+    assert f"no URI can name {Path.cwd()}/mlflow.db" in line
+    assert "--tracking-uri" in line
+    assert list(empty_folder.rglob("*")) == [empty_folder / name]
+
+
 @pytest.mark.parametrize("kind", ["folder", "link", "gone"])
 def test_a_database_that_never_opens_is_given_up_soon(empty_folder: Path, kind: str) -> None:
     """One line after a few tries, where MLflow alone makes ten; it has its own number back afterwards."""

@@ -147,9 +147,22 @@ def refuse_unclear(uri: str) -> None:
 
 
 def absolute(uri: str) -> str:
-    """A URI that means the same after the working folder changed: MLflow keeps one store a URI."""
+    """A URI that means the same after the working folder changed: MLflow keeps one store a URI.
+
+    Raises:
+        TrackingError: No URI names that file in every version of SQLAlchemy: it ends a path at ``?``, and of
+            ``%20`` newer ones make a space, and MLflow beside them does not.
+    """
     path = sqlite_path(uri)
-    return uri if path is None else uri.replace(f":///{path}", f":///{Path(path).absolute()}", 1)
+    if path is None:
+        return uri
+    file = str(Path(path).absolute())
+    if odd := next((character for character in "?%" if character in file), None):
+        raise TrackingError(
+            f"tracking store {without_credentials(uri)}: no URI can name {file}, for its '{odd}'",
+            hint="work in a folder without it, or name a store elsewhere: --tracking-uri",
+        )
+    return uri.replace(f":///{path}", f":///{file}", 1)
 
 
 def sqlite_path(uri: str) -> str | None:

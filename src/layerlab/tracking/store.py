@@ -91,9 +91,10 @@ class Store:
                 f"tracking store {self.shown_uri} would be gone when the command ends",
                 hint=f"name a file: {DEFAULT_URI}",
             )
+        there = absolute(uri)
         with _translated(self, "cannot be opened"), one_at_a_time(uri), soon(), few_tries(uri):
             refuse_unreachable(uri)
-            self.client = MlflowClient(tracking_uri=absolute(uri))
+            self.client = MlflowClient(tracking_uri=there)
             # The first call creates or migrates a database, or finds that there is no server.
             self.client.search_experiments(max_results=1)
         self._experiments: dict[str, str] = {}
