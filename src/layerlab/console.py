@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerlab.errors import one_line
 from layerlab.report import Observer
+from layerlab.streams import Unheard, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ class Progress(Observer):
     def __enter__(self) -> Progress:
         return self
 
+    @Unheard()
     def __exit__(self, *exc_info: object) -> None:
         self._live = False
         if self._bar is not None:
@@ -79,17 +81,19 @@ class Progress(Observer):
             self._task = self._bar.add_task("starting", total=None, loss="")
         return self._bar
 
+    @Unheard()
     def stage(self, text: str) -> None:
         """Something that takes a moment begins."""
         if (bar := self._shown()) is not None:
             bar.update(self._task, description=text)
 
+    @Unheard()
     def started(self, tier: str, steps: int) -> None:
         """A tier begins to train."""
         if (bar := self._shown()) is not None:
             bar.reset(self._task, total=steps, description=tier, loss="")
         elif not self._silent:
-            _say(f"{tier}: {steps} steps")
+            say(f"{tier}: {steps} steps")
 
     def resumed(self, tier: str, step: int) -> None:
         """A tier goes on."""
@@ -97,8 +101,9 @@ class Progress(Observer):
             where = (
                 f"goes on after step {step}" if step else "has no checkpoint: begins again, records the rest"
             )
-            _say(f"{tier}: {where}")
+            say(f"{tier}: {where}")
 
+    @Unheard()
     def advanced(self, step: int, loss: float) -> None:
         """So many steps are done."""
         if self._bar is not None:
@@ -107,25 +112,23 @@ class Progress(Observer):
     def finished(self, run: RunReport) -> None:
         """A run ended: a failure is told at once, with its reason."""
         if run.error is not None and not self._silent:
-            _say(f"{run.tier}: {run.status}: {one_line(run.error)}")
+            say(f"{run.tier}: {run.status}: {one_line(run.error)}")
             if run.hint:
-                _say(f"hint: {one_line(run.hint)}")
+                say(f"hint: {one_line(run.hint)}")
 
+    @Unheard()
     def measuring(self, what: str, rounds: int) -> None:
         """A bench begins its rounds."""
         if (bar := self._shown()) is not None:
             bar.reset(self._task, total=rounds, description=what, loss="")
         elif not self._silent:
-            _say(f"{what}: {rounds} rounds")
+            say(f"{what}: {rounds} rounds")
 
+    @Unheard()
     def measured(self, rounds: int) -> None:
         """So many rounds are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=rounds)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201 -- progress goes to stderr
 
 
 def report_text(report: Report) -> str:

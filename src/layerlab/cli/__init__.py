@@ -15,6 +15,7 @@ from layerlab import startup
 from layerlab.cli import bench, models, plugins, proof, training
 from layerlab.cli.common import complain, emit
 from layerlab.errors import Interrupted, LayerlabError
+from layerlab.streams import Unheard, say
 
 app = typer.Typer(
     name="layerlab",
@@ -67,9 +68,10 @@ def entry() -> NoReturn:
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
-        sys.stderr.flush()
     except OSError:  # nobody reads: a closed pipe is no reason to complain
         code = code or 1
+    with Unheard():
+        sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
@@ -103,4 +105,4 @@ def _close_killed() -> None:
     if folder.something_there():
         from layerlab import syncing
 
-        syncing.close_killed(lambda text: print(text, file=sys.stderr))  # noqa: T201 -- news, not a result
+        syncing.close_killed(say)

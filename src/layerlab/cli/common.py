@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
 from layerlab.errors import Interrupted
+from layerlab.streams import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,9 +76,9 @@ def emit(text: str) -> None:
 
 def complain(error: LayerlabError) -> None:
     """Prints an error and its hint to stderr."""
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201 -- the one place where errors are printed
+    say(f"error: {error}")
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        say(f"hint: {error.hint}")
 
 
 def tell(
