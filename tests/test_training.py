@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,35 @@ def test_model_checkpoint_saves_at_its_steps(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step=30.ckpt", "step=60.ckpt", "step=90.ckpt"]
     loaded = torch.load(tmp_path / "step=60.ckpt", weights_only=True)
     assert loaded["global_step"] == 60
+
+
+@pytest.mark.parametrize("tasks", ["1", "4"])
+def test_a_job_of_a_cluster_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: str
+) -> None:
+    """SLURM's variables change nothing: no tasks, no handler that requeues, no checkpoint of another job."""
+    slurm = {
+        "JOB_NAME": "job",
+        "JOB_ID": "1234",
+        "NTASKS": tasks,
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    other, _ = module()
+    fit(other, 7).save_checkpoint("hpc_ckpt_1.ckpt")
+    handlers: list[Any] = []
+
+    class Looks(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            handlers.append(signal.getsignal(signal.SIGUSR1))
+
+    made, sink = module()
+    assert fit(made, 12, callbacks=[Looks()]).global_step == len(sink.losses) == 12
+    assert handlers == [signal.SIG_DFL]
 
 
 @pytest.mark.parametrize("batch_size", [20, 6], ids=["full-batch", "mid-epoch"])

@@ -11,6 +11,7 @@ What Lightning calls an epoch is here what lies between two validations.
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from layerlab.lightimport import unneeded_left_out
 
 with unneeded_left_out():
     import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
 from layerlab.batches import LONGEST_BLOCK, PREDICT_ROWS, Batches, Slices
 from layerlab.errors import DivergedError, LayerlabError, TierError
@@ -345,11 +347,13 @@ def make_trainer(
         limit_val_batches=None if validate else 0,
         num_sanity_val_steps=0,
         logger=False,
+        # No folder and no cluster: of SLURM's, Lightning would take checkpoints, signals and the tasks.
+        default_root_dir=os.devnull,
         enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        plugins=list(plugins),
+        plugins=[LightningEnvironment(), *plugins],
     )
 
 
