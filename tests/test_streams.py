@@ -8,17 +8,46 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
+from helpers import TIERS, Site
+
+# A tier that says what it does, as does C code that it calls.
+CHATTY = (
+    TIERS
+    + """
+
+class Chatty(Good):
+    def __init__(self, params, **options):
+        print("made")
+        super().__init__(params, **options)
+
+    def forward(self, x):
+        print("forward")
+        return super().forward(x)
+
+    def step(self, x, y):
+        import os
+
+        os.write(1, b"from C\\n")
+        return super().step(x, y)
+
+    def params(self):
+        print("asked")
+        return super().params()
+"""
+)
 SMALL = ("run", "-p", "numpy", "--steps", "3", "--n", "4", "--d-in", "3", "--hidden", "2", "--no-export")
 
 
-def command(*arguments: str, stderr: IO[bytes]) -> tuple[int, bytes]:
+def command(*arguments: str, stderr: IO[bytes], site: Path | None = None) -> tuple[int, bytes]:
     """The exit code of a command, and its stdout, with its stderr somewhere."""
     line = [sys.executable, "-m", "layerlab", *arguments]
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, timeout=120, check=False)
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])] if site else []
+    env = os.environ | ({"PYTHONPATH": os.pathsep.join(paths)} if site else {})
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=stderr, env=env, timeout=120, check=False)
     return done.returncode, done.stdout
 
 
@@ -44,3 +73,33 @@ def test_progress_that_cannot_be_told_fails_no_run(
         code, out = command(*SMALL, "--offline", "--json", stderr=nowhere)
         refused, _ = command("run", "-p", "nosuch", stderr=nowhere)
     assert (code, [run["status"] for run in json.loads(out)["runs"]], refused) == (0, ["FINISHED"], 2)
+
+
+def test_what_a_tier_prints_is_no_part_of_the_json(site: Site, empty_folder: Path) -> None:
+    """Wherever it prints from, it is read on stderr; stdout has the report, and nothing else."""
+    site.add("chatty-dist", {"chatty": "MODULE:Chatty"}, CHATTY)
+    site.allow("chatty-dist")
+    chatty = tuple("chatty" if word == "numpy" else word for word in SMALL)
+    with Path("said.txt").open("wb") as told:
+        code, out = command(*chatty, "--offline", "--json", stderr=told, site=site.path)
+    assert (code, json.loads(out)["runs"][0]["status"]) == (0, "FINISHED")
+    assert {"made", "asked", "from C"} <= set(Path("said.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "chatty", "--only", "smallest"),
+        ("compare", "-p", "nn", "-p", "chatty", "--steps", "3", "--n", "4", "--d-in", "3", "--no-bias"),
+    ],
+    ids=["check", "compare"],
+)
+def test_what_a_tier_prints_is_no_part_of_any_json(
+    site: Site, folder: Path, layerlab_cli: Any, arguments: tuple[str, ...]
+) -> None:
+    """The same of every other command that trains."""
+    site.add("chatty-dist", {"chatty": "MODULE:Chatty"}, CHATTY)
+    site.allow("chatty-dist")
+    result = layerlab_cli(*arguments, "--json")
+    json.loads(result.stdout)
+    assert {"made", "forward"} <= set(result.stderr.splitlines())

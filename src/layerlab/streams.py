@@ -1,9 +1,14 @@
-"""The standard streams: what is told on stderr fails nothing."""
+"""The standard streams: what is told on stderr fails nothing, and stdout is for results."""
 
 from __future__ import annotations
 
+import os
 import sys
-from contextlib import ContextDecorator, suppress
+from contextlib import ContextDecorator, contextmanager, redirect_stdout, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Unheard(suppress, ContextDecorator):
@@ -20,3 +25,28 @@ class Unheard(suppress, ContextDecorator):
 def say(text: str) -> None:
     """Tells something on stderr: progress, news, errors."""
     print(text, file=sys.stderr)  # noqa: T201 -- the one place that does
+
+
+@contextmanager
+def results_alone(wanted: bool = True) -> Iterator[None]:
+    """Within this context what is printed goes to stderr, also by C code: what comes after it is a result.
+
+    Args:
+        wanted: Whether that is so; otherwise nothing is done.
+    """
+    if not wanted:
+        yield
+        return
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        with Unheard():
+            out.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            with Unheard():
+                out.flush()  # what was printed past the redirection
+            os.dup2(kept, 1)
+            os.close(kept)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 
 from layerlab.errors import Interrupted
-from layerlab.streams import say
+from layerlab.streams import results_alone, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,8 @@ def tell(
             emit(text(report))
 
     try:
-        report = action()
+        with results_alone(as_json):
+            report = action()
     except Interrupted as interrupted:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)  # the report is printed whole

@@ -12,6 +12,7 @@ import typer
 from layerlab.cli import common
 from layerlab.cli.common import emit
 from layerlab.errors import AcceleratorError, DataError, PluginError, SpecError, looked_at
+from layerlab.streams import results_alone
 
 if TYPE_CHECKING:
     from layerlab.conformance import CheckReport
@@ -55,7 +56,8 @@ def check(
     if tiers:
         rows = list({row.selector: row for row in (registry.find(name, rows) for name in tiers)}.values())
     options = {"seed": seed or 0, "accelerator": accelerator or "auto", "only": only or ()}
-    reports = _check_each(rows, options, tolerant=every, as_json=as_json)
+    with results_alone(as_json):
+        reports = _check_each(rows, options, tolerant=every, as_json=as_json)
     if as_json:
         emit(json.dumps({"reports": [report.as_dict() for report in reports]}, indent=2))
     if junit is not None:
