@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import select
 import subprocess
 import sys
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,29 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str] | None) -> Result:
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def recorders(trainer: int) -> list[int]:
+    """The recording processes of a trainer; none where it is gone."""
+    found = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split():
+            if "layerlab.tracking.process" in Path(f"/proc/{child}/cmdline").read_text():
+                found.append(int(child))  # noqa: PERF401 -- those found before an error count
+    return found
+
+
+@contextmanager
+def recorders_waited_for(trainer: int) -> Iterator[None]:
+    """At the end of this context the recording processes have ended that a trainer has at its beginning."""
+    ends = []
+    for recorder in recorders(trainer):
+        with suppress(ProcessLookupError):
+            ends.append(os.pidfd_open(recorder))
+    yield
+    for end in ends:
+        assert select.select([end], [], [], 60)[0], "the recording process does not end"
+        os.close(end)
 
 
 def problem(

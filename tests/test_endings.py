@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import layerlab
-from helpers import TINY, Result
+from helpers import TINY, Result, recorders_waited_for
 from layerlab.console import report_text
 from layerlab.errors import Interrupted
 from layerlab.execution import Execution
@@ -137,9 +137,10 @@ def test_a_second_interrupt_stops_at_once_and_still_closes_the_record(folder: Pa
     """Two SIGINTs: exit 130, and the run is KILLED, not RUNNING for ever."""
     process = start(*ENDLESS, cwd=folder)
     until_it_trains(process)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    assert finish(process).code == 130
+    with recorders_waited_for(process.pid):
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert finish(process).code == 130
     (run,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
     assert run.info.status == "KILLED"
 

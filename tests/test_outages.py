@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 import layerlab
-from helpers import TINY, run_command
+from helpers import TINY, recorders_waited_for, run_command
 from layerlab import journal, syncing
 from layerlab.errors import Interrupted, JournalError, TrackingError
 from layerlab.progress import Progress
@@ -550,12 +550,11 @@ def test_a_run_whose_processes_are_all_gone_is_closed_by_the_next_command(
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks at /proc")
 def test_a_killed_trainer_is_told_of_by_the_next_command(folder: Path, client: MlflowClient) -> None:
     """Its recording process closed the run at once; the way to go on is named all the same."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "layerlab", *ENDLESS], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-m", "layerlab", *ENDLESS], cwd=folder)
     run = until_recorded(client)
-    process.kill()
-    process.communicate(timeout=60)  # ends when the recording process has let go of stderr
+    with recorders_waited_for(process.pid):
+        process.kill()
+        process.wait()
     assert client.get_run(run.info.run_id).info.status == "KILLED"
     result = run_command("resume", run.info.run_id, "--steps", "10", cwd=folder)
     assert result.stderr.startswith(f"run {run.info.run_id} was killed; go on with it: layerlab resume ")

@@ -22,7 +22,7 @@ import pytest
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 import layerlab
-from helpers import TINY
+from helpers import TINY, recorders, recorders_waited_for
 from layerlab import journal
 from layerlab.errors import JournalError, TrackingError
 from layerlab.export import build_model
@@ -543,6 +543,22 @@ def test_half_a_message_is_the_last_one(empty_folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_who_reads_stderr_to_the_end_does_not_wait_for_the_record(folder: Path) -> None:
+    """It has let go of it once its store is open, and lives on."""
+    command = [sys.executable, "-P", "-m", "layerlab.tracking.process"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        pickle.dump(("open", ("sqlite:///mlflow.db", None, str(folder), dict(os.environ))), process.stdin)
+        process.stdin.flush()
+        assert pickle.load(process.stdout) == ("done", None)
+        assert process.stderr.read() == b""
+        pickle.dump(("nothing", ()), process.stdin)
+        process.stdin.flush()
+        kind, said = pickle.load(process.stdout)
+    assert (kind, said.splitlines()[-1].partition(":")[0]) == ("failed", "AttributeError")
+    assert process.returncode == 0
+
+
 def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """A training that would take days, in the middle of it."""
     command = [
@@ -574,16 +590,6 @@ def started(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     return process
 
 
-def recorders(trainer: int) -> list[int]:
-    """The recording processes of a trainer."""
-    children = Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()
-    return [
-        int(child)
-        for child in children
-        if "layerlab.tracking.process" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-
-
 def until_recorded(client: Any, points: int) -> Any:
     """The one run of the store, once it has so many losses."""
     while True:
@@ -598,8 +604,9 @@ def test_a_killed_trainer_leaves_a_run_that_says_so(folder: Path, client: Any) -
     process = started(folder)
     run = until_recorded(client, 8)
     (recorder,) = recorders(process.pid)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)  # ends when the recorder has let go of stderr
+    with recorders_waited_for(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
     run = client.get_run(run.info.run_id)
     assert process.returncode == -signal.SIGKILL
     assert (run.info.status, run.data.tags["layerlab.reason"]) == (

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import layerlab
+from helpers import recorders, recorders_waited_for
 from layerlab import checkpoint, journal, registry, saving
 from layerlab.errors import DataError, Interrupted, JournalError, SpecError, TrackingError
 from layerlab.folder import remembered as remembered_run
@@ -470,7 +471,6 @@ def command(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "layerlab", *map(str, arguments)],
         cwd=cwd,
         stdout=subprocess.PIPE,
-        # the recording process has it too: its end is what `communicate` waits for
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -492,12 +492,13 @@ def violence(client: Any, folder: Path, kills: int, *, seed: int) -> tuple[str, 
             process = command("resume", run_id, "--epochs", epochs, "--quiet", cwd=folder)
         while process.poll() is None and not has_begun(process.pid):
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 1))
-        # every third time nothing is spared, the recording process neither
-        for victim in [*(recorders(process.pid) if len(progress) % 3 == 2 else []), process.pid]:
-            with suppress(ProcessLookupError):  # it was faster
-                os.kill(victim, signal.SIGKILL)
-        _, err = process.communicate(timeout=120)
+        with recorders_waited_for(process.pid):
+            time.sleep(draw.uniform(0, 1))
+            # every third time nothing is spared, the recording process neither
+            for victim in [*(recorders(process.pid) if len(progress) % 3 == 2 else []), process.pid]:
+                with suppress(ProcessLookupError):  # it was faster
+                    os.kill(victim, signal.SIGKILL)
+            _, err = process.communicate(timeout=120)
         remembered = remembered_run()
         assert remembered is not None
         run_id = remembered[0]
@@ -516,16 +517,6 @@ def has_begun(trainer: int) -> bool:
             if journal.header(path).pid == trainer:
                 return True
     return False
-
-
-def recorders(trainer: int) -> list[int]:
-    """The recording processes of a trainer; none where it is gone."""
-    found = []
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for child in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split():
-            if "layerlab.tracking.process" in Path(f"/proc/{child}/cmdline").read_text():
-                found.append(int(child))  # noqa: PERF401 -- those found before an error count
-    return found
 
 
 def check_violence(folder: Path, client: Any, kills: int, record_property: Any) -> None:

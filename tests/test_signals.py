@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from helpers import recorders_waited_for
+
 STEPS = 10**9
 ENDLESS = f"run -p nn --steps {STEPS} --n 4 --d-in 3 --d-out 2 --hidden 3 --json".split()
 # A training computes: so many looks in a row, a millisecond apart, find it asleep only when it waits.
@@ -58,16 +60,17 @@ def test_an_interrupt_while_the_record_is_closed_leaves_it_killed(
     training: subprocess.Popen[str], folder: Path, client: Any
 ) -> None:
     """A locked store holds up the closing; a second SIGINT during it does not leave a RUNNING run."""
-    lock = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=30)
-    try:
-        lock.execute("BEGIN IMMEDIATE")
-        training.send_signal(signal.SIGINT)
-        until_it_waits(training)
-        training.send_signal(signal.SIGINT)
-        lock.execute("ROLLBACK")
-    finally:
-        lock.close()
-    _, err = training.communicate(timeout=60)
+    with recorders_waited_for(training.pid):
+        lock = sqlite3.connect(folder / "mlflow.db", isolation_level=None, timeout=30)
+        try:
+            lock.execute("BEGIN IMMEDIATE")
+            training.send_signal(signal.SIGINT)
+            until_it_waits(training)
+            training.send_signal(signal.SIGINT)
+            lock.execute("ROLLBACK")
+        finally:
+            lock.close()
+        _, err = training.communicate(timeout=60)
     run = recorded(client)
     assert (training.returncode, run.info.status) == (130, "KILLED")
     assert run.info.end_time is not None
@@ -77,12 +80,13 @@ def test_an_interrupt_while_the_record_is_closed_leaves_it_killed(
 
 def test_an_impatient_user_gets_what_a_patient_one_gets(training: subprocess.Popen[str], client: Any) -> None:
     """SIGINT again and again until the process is gone: exit 130, KILLED, the report, no traceback."""
-    while training.poll() is None:
-        training.send_signal(signal.SIGINT)
-        try:
-            training.wait(0.01)
-        except subprocess.TimeoutExpired:
-            continue
+    with recorders_waited_for(training.pid):
+        while training.poll() is None:
+            training.send_signal(signal.SIGINT)
+            try:
+                training.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
     out, err = training.communicate(timeout=60)
     assert (training.returncode, recorded(client).info.status) == (130, "KILLED")
     assert "Traceback" not in err

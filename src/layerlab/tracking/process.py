@@ -143,6 +143,15 @@ def _answered(recording: Recording, answers: BinaryIO) -> bool:
     return True
 
 
+def _let_go_of_stderr() -> None:
+    """Leaves the trainer's stderr to it: who reads that to its end need not wait for a slow store."""
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
 def main() -> None:
     """Answers until stdin ends."""
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -159,6 +168,7 @@ def main() -> None:
 
         # The first is to open a store: importing the rest of MLflow, and migrations.
         more = _answered(recording, answers)
+    _let_go_of_stderr()  # it works: what fails from here on is an answer
     while more:
         more = _answered(recording, answers)
     recording.close(GONE)
