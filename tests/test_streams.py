@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from mlflow import MlflowClient
 
 from helpers import TIERS, Site
 
@@ -73,6 +74,17 @@ def test_progress_that_cannot_be_told_fails_no_run(
         code, out = command(*SMALL, "--offline", "--json", stderr=nowhere)
         refused, _ = command("run", "-p", "nosuch", stderr=nowhere)
     assert (code, [run["status"] for run in json.loads(out)["runs"]], refused) == (0, ["FINISHED"], 2)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_fails_no_run(folder: Path, closed: str) -> None:
+    """The run is FINISHED, in the store too, and the exit code 0; no file has the number of the stream."""
+    shell = ["sh", "-c", f'exec "$0" -m layerlab "$@" {closed}', sys.executable, *SMALL]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    (run,) = MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert (">&-" in closed.split()) == (done.stdout == "")
 
 
 def test_what_a_tier_prints_is_no_part_of_the_json(site: Site, empty_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The standard streams: what is told on stderr fails nothing, and stdout is for results."""
+"""The standard streams: they are there, what is told on stderr fails nothing, and stdout is for results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def open_closed() -> None:
+    """Gives this process each standard stream that it was started without, as after ``>&-``.
+
+    The next file that is opened would have its number, and in it what others print; and Python has no stream.
+    To be called before anything else.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.set_inheritable(nowhere, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 class Unheard(suppress, ContextDecorator):

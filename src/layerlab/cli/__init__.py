@@ -15,7 +15,7 @@ from layerlab import startup
 from layerlab.cli import bench, models, plugins, proof, training
 from layerlab.cli.common import complain, emit
 from layerlab.errors import Interrupted, LayerlabError
-from layerlab.streams import Unheard, say
+from layerlab.streams import Unheard, open_closed, say
 
 app = typer.Typer(
     name="layerlab",
@@ -56,6 +56,7 @@ def entry() -> NoReturn:
     Python would first take apart every module that was imported: with torch and MLflow that takes seconds,
     and even without them a good part of a short command.
     """
+    open_closed()
     startup.claim()
     code: Any = 1
     try:

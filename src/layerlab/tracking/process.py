@@ -19,6 +19,7 @@ from layerlab.errors import LayerlabError
 from layerlab.folder import leave_note
 from layerlab.journal import GONE, header, kind
 from layerlab.storeuri import scrubbed
+from layerlab.streams import Unheard, open_closed
 from layerlab.tracking.opening import take_over
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _answered(recording: Recording, answers: BinaryIO) -> bool:
 
 def _let_go_of_stderr() -> None:
     """Leaves the trainer's stderr to it: who reads that to its end need not wait for a slow store."""
-    sys.stderr.flush()
+    with Unheard():
+        sys.stderr.flush()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -154,6 +156,7 @@ def _let_go_of_stderr() -> None:
 
 def main() -> None:
     """Answers until stdin ends."""
+    open_closed()  # the trainer may be somebody else's process, without a stderr
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the trainer says when it is over
     if hasattr(os, "nice"):
@@ -172,7 +175,6 @@ def main() -> None:
     while more:
         more = _answered(recording, answers)
     recording.close(GONE)
-    sys.stderr.flush()
     os._exit(0)  # nothing is left to do, and taking MLflow apart takes a second
 
 
