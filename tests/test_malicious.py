@@ -8,9 +8,11 @@ import io
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from helpers import TIERS, TINY, Site
 from layerlab.errors import TrackingError
 from layerlab.prediction import harmless
+from layerlab.provenance import source_tags
 from layerlab.tracking.store import Store
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -302,6 +305,7 @@ def test_a_name_chooses_no_parser(rows: Path, layerlab_cli: Any, suffix: str) ->
 
 BOUNDED = """
 import resource, sys
+from contextlib import suppress
 from pathlib import Path
 from layerlab.errors import LayerlabError
 from layerlab.modelfile import verify
@@ -690,3 +694,64 @@ def test_a_store_and_a_journal_that_somebody_left_write_nowhere_unasked(
     assert [path.name for path in outside.iterdir()] == ["precious"]
     layerlab_cli("sync")
     assert (outside / "precious").read_text() == "mine"
+
+
+@pytest.fixture
+def repository(empty_folder: Path) -> Path:
+    """A git repository with a file that was changed, and a program that notes that it was run."""
+    (empty_folder / "notes").write_text("one")
+    program = empty_folder / "program"
+    program.write_text("#!/bin/sh\necho ran >> was-run\n")
+    program.chmod(0o755)
+    git("init", "-q")
+    git("add", "notes")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    (empty_folder / "notes").write_text("two")
+    return empty_folder
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["monitor", "hook", "filter", "included", "process", "remote"])
+def test_a_repository_runs_nothing(repository: Path, kind: str) -> None:
+    """What its configuration names is not run; for changes nobody looks where filters would be."""
+    program = str(repository / "program")
+    if kind == "monitor":
+        git("config", "core.fsmonitor", program)
+    elif kind == "hook":
+        shutil.copy(program, ".git/hooks/post-index-change")
+    elif kind == "remote":
+        for name, value in {
+            "core.repositoryformatversion": "1",
+            "extensions.partialClone": "origin",
+            "remote.origin.url": str(repository),
+            "remote.origin.uploadpack": program,
+        }.items():
+            git("config", name, value)
+        tree = git("rev-parse", "HEAD^{tree}")
+        Path(".git/objects", tree[:2], tree[2:]).unlink()
+    else:
+        Path(".git/info/attributes").write_text("notes filter=a=b\n")
+        config = ".git/more" if kind == "included" else ".git/config"
+        git("config", "-f", config, f"filter.a=b.{'process' if kind == 'process' else 'clean'}", program)
+        if kind == "included":
+            git("config", "include.path", "more")
+    tags = source_tags("x")
+    assert not Path("was-run").exists()
+    assert tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    assert tags.get("layerlab.git_dirty") == ("true" if kind in {"monitor", "hook"} else None)
+    with suppress(subprocess.CalledProcessError):
+        git("status")
+    assert Path("was-run").exists(), "git alone runs it"
+
+
+def test_a_file_whose_name_is_no_text_is_a_change(repository: Path) -> None:
+    """Git says its bytes as they are where it is told to."""
+    git("config", "core.quotePath", "false")
+    name = os.fsdecode(b"\xff")
+    Path(name).write_text("x")
+    git("add", name)
+    assert source_tags("x")["layerlab.git_dirty"] == "true"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -52,14 +53,30 @@ def source_tags(command: str) -> dict[str, str]:
     except (KeyError, OSError):  # a user id without a name
         tags["mlflow.user"] = str(os.getuid())
     try:
-        commit = _git("rev-parse", "HEAD")
-        tags["mlflow.source.git.commit"] = commit
-        tags["layerlab.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["mlflow.source.git.commit"] = _git("rev-parse", "HEAD")
+        if not _folder_has_filters():
+            changed = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=dirty")
+            tags["layerlab.git_dirty"] = str(bool(changed)).lower()
     except (OSError, subprocess.SubprocessError):
         pass  # no git, or no repository: then there is no commit to name
     return tags
 
 
+def _folder_has_filters() -> bool:
+    """Whether the repository's own configuration names filters: looking for changes, git would run them."""
+    names = _git("config", "--list", "--name-only", "--show-scope")
+    return re.search(r"^(local|worktree)\s+filter\.", names, re.MULTILINE) is not None
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True)
+    """What git says; it runs no program that the repository names, and fetches nothing."""
+    done = subprocess.run(
+        ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",  # names of files are bytes
+        env={**os.environ, "GIT_ALLOW_PROTOCOL": ""},
+        timeout=5,
+        check=True,
+    )
     return done.stdout.strip()
