@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from layerlab.errors import JournalError, TrackingError
+from layerlab.errors import JournalError, LayerlabError, TrackingError
 from layerlab.journal import Journal, finished, header
 from layerlab.liveness import is_alive
-from layerlab.storeuri import sqlite_path, without_credentials
+from layerlab.storeuri import sqlite_path, without_credentials, without_secrets
 
 # A server that takes longer for an answer is taken to be gone: when it is first asked, and later.
 _AT_FIRST = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -71,6 +71,31 @@ def few_tries(uri: str) -> Iterator[None]:
         yield
     finally:
         utils.MAX_RETRY_COUNT = usual
+
+
+@contextmanager
+def translated(uri: str, what: str) -> Iterator[None]:
+    """Turns what a store raises, whatever its driver, into one line.
+
+    Args:
+        uri: The store.
+        what: What cannot be done, after its name: "cannot be opened".
+
+    Raises:
+        TrackingError: As said.
+    """
+    try:
+        yield
+    except LayerlabError:
+        raise
+    except Exception as error:
+        text = without_secrets(error, uri)
+        hint = None
+        if "out-of-date database schema" in text or "Can't locate revision" in text:
+            hint = "another version of MLflow wrote the database: upgrade MLflow, or use another store"
+        elif uri.startswith(("http://", "https://")):
+            hint = "is the server running? start it with: mlflow server --host 127.0.0.1"
+        raise TrackingError(f"tracking store {without_credentials(uri)} {what}: {text}", hint=hint) from error
 
 
 def environment() -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 from mlflow.exceptions import MlflowException
 
-from layerlab.errors import LayerlabError, TrackingError, one_line
+from layerlab.errors import TrackingError, one_line
 from layerlab.folder import is_run_id
 from layerlab.journal import (
     GONE,
@@ -38,12 +38,18 @@ from layerlab.storeuri import (
     resolve_uri,
     sqlite_path,
     without_credentials,
-    without_secrets,
 )
 from layerlab.tracking.artifacts import keep_text
 from layerlab.tracking.delivery import Delivery, Late, run_tags, set_running
 from layerlab.tracking.info import OFFLINE_TAG, DatasetInfo, KnownRun, RunInfo
-from layerlab.tracking.opening import alone, few_tries, one_at_a_time, refuse_old_file_store, soon
+from layerlab.tracking.opening import (
+    alone,
+    few_tries,
+    one_at_a_time,
+    refuse_old_file_store,
+    soon,
+    translated,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -92,7 +98,7 @@ class Store:
                 hint=f"name a file: {DEFAULT_URI}",
             )
         there = absolute(uri)
-        with _translated(self, "cannot be opened"), one_at_a_time(uri), soon(), few_tries(uri):
+        with translated(self.uri, "cannot be opened"), one_at_a_time(uri), soon(), few_tries(uri):
             refuse_unreachable(uri)
             self.client = MlflowClient(tracking_uri=there)
             # The first call creates or migrates a database, or finds that there is no server.
@@ -105,7 +111,7 @@ class Store:
         Raises:
             TrackingError: The experiment is deleted, or the store cannot be asked.
         """
-        with _translated(self, "cannot be asked"):
+        with translated(self.uri, "cannot be asked"):
             found = self.client.get_experiment_by_name(experiment)
             if found is not None and found.lifecycle_stage == "deleted":
                 raise TrackingError(
@@ -119,7 +125,7 @@ class Store:
             TrackingError: The store refuses something; a run that was made is FAILED.
             JournalError: The journal cannot be written; likewise.
         """
-        with _translated(self, "refuses the run"):
+        with translated(self.uri, "refuses the run"):
             experiment_id = self._experiment_id(info.experiment)
             run = self._create(info, experiment_id)
             run_id = run.info.run_id
@@ -150,7 +156,7 @@ class Store:
             TrackingError: The store refuses it, or somebody else went on with the run in the meantime.
             JournalError: The journal cannot be written.
         """
-        with _translated(self, "refuses to go on with the run"):
+        with translated(self.uri, "refuses to go on with the run"):
             run_id = known.run_id
             run = self.client.get_run(run_id).info
             experiment_id = run.experiment_id
@@ -199,7 +205,7 @@ class Store:
             return None
         try:
             known = header(path)
-            with _translated(self, "does not take the run"):
+            with translated(self.uri, "does not take the run"):
                 if known.experiment_id is None:
                     run = self._made_late(path, known)
                 else:
@@ -220,7 +226,7 @@ class Store:
         Raises:
             TrackingError: The store does not know the run, or refuses it.
         """
-        with _translated(self, "cannot be told that the run was killed"):
+        with translated(self.uri, "cannot be told that the run was killed"):
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_tag(run_id, "layerlab.reason", reason)
                 self.client.set_terminated(run_id, status="KILLED")
@@ -251,7 +257,7 @@ class Store:
                 hint="if it is not, say so to MLflow: MlflowClient().set_terminated(run_id, 'KILLED')",
             )
         inputs = [] if run.inputs is None else run.inputs.dataset_inputs
-        with _translated(self, "cannot be asked"):
+        with translated(self.uri, "cannot be asked"):
             return KnownRun(
                 run_id=run.info.run_id,
                 status=run.info.status,
@@ -269,7 +275,7 @@ class Store:
         Raises:
             TrackingError: The store cannot be asked.
         """
-        with _translated(self, "cannot be asked"):
+        with translated(self.uri, "cannot be asked"):
             with suppress(MlflowException):
                 return self.client.get_run(run_id)
             if not is_run_id(run_id):
@@ -285,7 +291,7 @@ class Store:
             TrackingError: The store cannot be asked.
         """
         store, found = self.client._tracking_client.store, {}
-        with _translated(self, "cannot be asked"):
+        with translated(self.uri, "cannot be asked"):
             for key in run.data.metrics:
                 steps = Steps()
                 token = None
@@ -304,7 +310,7 @@ class Store:
         Raises:
             TrackingError: The store cannot be asked.
         """
-        with _translated(self, "cannot be asked"), tempfile.TemporaryDirectory() as folder:
+        with translated(self.uri, "cannot be asked"), tempfile.TemporaryDirectory() as folder:
             if not any(file.path == "spec.yaml" for file in self.client.list_artifacts(run_id)):
                 return None
             return Path(self.client.download_artifacts(run_id, "spec.yaml", folder)).read_text("utf-8")
@@ -382,20 +388,3 @@ def _who(tags: Mapping[str, str]) -> dict[str, str | None]:
 def _state(run: Run) -> str:
     """Differs once somebody else went on with a run."""
     return f"{run.info.status} {run.info.end_time} {_who(run.data.tags)}"
-
-
-@contextmanager
-def _translated(store: Store, what: str) -> Iterator[None]:
-    """Turns what a store raises, whatever its driver, into one line."""
-    try:
-        yield
-    except LayerlabError:
-        raise
-    except Exception as error:
-        text = without_secrets(error, store.uri)
-        hint = None
-        if "out-of-date database schema" in text or "Can't locate revision" in text:
-            hint = "another version of MLflow wrote the database: upgrade MLflow, or use another store"
-        elif store.uri.startswith(("http://", "https://")):
-            hint = "is the server running? start it with: mlflow server --host 127.0.0.1"
-        raise TrackingError(f"tracking store {store.shown_uri} {what}: {text}", hint=hint) from error
