@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -567,6 +569,39 @@ def test_predict_writes_to_what_is_no_file(
     assert os.read(end, 2**16).decode() == printed.stdout
     os.close(end)
     assert Path("pipe").is_fifo()
+
+
+def test_where_stdout_leads_is_no_file_to_replace(regression: Trained, empty_folder: Path) -> None:
+    """By its name the lines go where all else goes that is printed there."""
+    command = [sys.executable, "-m", "layerlab", "predict", str(regression.model), str(regression.rows)]
+    with Path("out").open("w") as out:
+        subprocess.run([*command, "-o", "/dev/stdout"], stdout=out, check=True, timeout=60)
+        assert os.fstat(out.fileno()).st_ino == Path("out").stat().st_ino
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert Path("out").read_text() == lines
+
+
+@pytest.mark.skipif(os.name != "posix", reason="users are numbers")
+def test_a_file_that_may_not_be_written_is_not_replaced(empty_folder: Path) -> None:
+    """Nor is one that may be, in a folder that may not, a reason to fail."""
+    empty_folder.chmod(0o777)
+    folder = Path("closed")
+    folder.mkdir()
+    for name, mode in (("read-only", 0o444), ("closed/open", 0o666)):
+        Path(name).write_text("old")
+        Path(name).chmod(mode)
+    folder.chmod(0o555)
+    was = os.geteuid()
+    os.seteuid(was or 65534)  # whoever may do anything is no test
+    try:
+        with pytest.raises(PermissionError), written_whole(Path("read-only")) as file:
+            file.write("new")
+        with written_whole(Path("closed/open")) as file:
+            file.write("new")
+    finally:
+        os.seteuid(was)
+        folder.chmod(0o755)
+    assert [Path(name).read_text() for name in ("read-only", "closed/open")] == ["old", "new"]
 
 
 def test_what_is_not_written_whole_is_not_there(empty_folder: Path) -> None:

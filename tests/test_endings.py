@@ -119,8 +119,9 @@ def test_a_signal_ends_the_run_killed_with_all_it_did(
     """The block in hand is finished, every loss is recorded, the run is KILLED, nothing is exported."""
     process = start(*ENDLESS, cwd=folder)
     until_it_trains(process)
-    process.send_signal(signum)
-    result = finish(process)
+    with recorders_waited_for(process.pid):
+        process.send_signal(signum)
+        result = finish(process)
     (run,) = json.loads(result.stdout)["runs"]
     assert (result.code, run["status"], run["error"]) == (code, "KILLED", f"stopped by {signum.name}")
     kept = client.get_run(run["run_id"])

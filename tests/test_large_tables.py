@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 import layerlab
-from helpers import run_python
+from helpers import recorders_waited_for, run_python
 from layerlab.data import large, load_dataset, mapped, table
 from layerlab.data.dataset import Dataset
 from layerlab.errors import DataError
@@ -231,14 +231,14 @@ def test_a_killed_process_leaves_nothing_behind(folder: Path) -> None:
         [sys.executable, "-c", code],
         cwd=folder,
         stdout=subprocess.PIPE,
-        # the recording process has it too, so that its end is waited for below
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "trains\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    with recorders_waited_for(process.pid):
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
     assert {entry.name for entry in folder.iterdir()} <= before
 
 

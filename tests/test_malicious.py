@@ -703,9 +703,11 @@ def repository(empty_folder: Path) -> Path:
     program = empty_folder / "program"
     program.write_text("#!/bin/sh\necho ran >> was-run\n")
     program.chmod(0o755)
+    (empty_folder / "old").write_text("")
     git("init", "-q")
-    git("add", "notes")
+    git("add", "notes", "old")
     git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    os.utime("old", (1, 1))  # git alone looks at it again, and writes down that it did
     (empty_folder / "notes").write_text("two")
     return empty_folder
 

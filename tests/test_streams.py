@@ -30,9 +30,9 @@ class Chatty(Good):
         return super().forward(x)
 
     def step(self, x, y):
-        import os
+        import ctypes
 
-        os.write(1, b"from C\\n")
+        ctypes.CDLL(None).printf(b"from C\\n")
         return super().step(x, y)
 
     def params(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,30 +49,45 @@ def write(path: Path, text: str) -> None:
 def written_whole(path: Path) -> Iterator[TextIO]:
     """A file of text that has its name once all of it is on the disk; until then what was there stays.
 
-    Through a link it is the file where that leads. What is no regular file, ``/dev/stdout`` or a named pipe,
-    is written to as it is: nothing may take its place.
+    Through a link it is the file where that leads. What is no regular file is written to as it is, a named
+    pipe or ``/dev/stdout``, wherever that leads; and so is a file in a folder that may not be written.
 
     Raises:
         OSError: It cannot be written.
     """
     place = Path(os.path.realpath(path))
-    if path.exists() and not place.is_file():
+    special = path.absolute().parts[1:2] in {("dev",), ("proc",)} or (path.exists() and not place.is_file())
+    if not special and place.exists():
+        place.open("a").close()  # one that may not be written is not replaced either
+    begun = None if special else _beside(place)
+    if begun is None:
         with path.open("w", newline="", encoding="utf-8") as file:
             yield file
         return
-    # A name of its own: the other's may be as long as a name can be.
-    aside = place.with_name(f".layerlab-{os.getpid()}.part")
+    aside = Path(begun.name)
     try:
-        aside.unlink(missing_ok=True)  # left by a process that was killed, or a link that leads elsewhere
-        with aside.open("x", newline="", encoding="utf-8") as file:
+        with begun as file:
             with suppress(FileNotFoundError):
                 aside.chmod(place.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(place)
+        try:
+            aside.replace(place)
+        except OSError:  # it is mounted by itself, as into a container
+            shutil.copyfile(aside, place)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _beside(place: Path) -> TextIO | None:
+    """A new file in the folder of another; None: nobody may make one there."""
+    # Its name is not made of the other's, which may be as long as a name can be.
+    aside = place.with_name(f".layerlab-{os.urandom(8).hex()}.part")
+    try:
+        return aside.open("x", newline="", encoding="utf-8")
+    except PermissionError:
+        return None
 
 
 def something_there() -> bool:

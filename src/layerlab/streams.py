@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import ContextDecorator, contextmanager, redirect_stdout, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
 
 def open_closed() -> None:
@@ -43,6 +44,25 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 -- the one place that does
 
 
+class _Told:
+    """Stderr, but that what cannot be told is not told."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with Unheard():
+            self._stream.write(text)
+        return len(text)
+
+    @Unheard()
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 @contextmanager
 def results_alone(wanted: bool = True) -> Iterator[None]:
     """Within this context what is printed goes to stderr, also by C code: what comes after it is a result.
@@ -54,15 +74,25 @@ def results_alone(wanted: bool = True) -> Iterator[None]:
         yield
         return
     out = sys.stdout
-    with redirect_stdout(sys.stderr):
-        with Unheard():
-            out.flush()
+    with redirect_stdout(cast("TextIO", _Told(sys.stderr))):
+        _flush(out)
         kept = os.dup(1)
-        os.dup2(2, 1)
         try:
+            os.dup2(2, 1)
             yield
         finally:
-            with Unheard():
-                out.flush()  # what was printed past the redirection
-            os.dup2(kept, 1)
-            os.close(kept)
+            try:
+                _flush(out)  # what was printed past the redirection
+            finally:
+                os.dup2(kept, 1)
+                os.close(kept)
+
+
+def _flush(stream: TextIO) -> None:
+    """Has Python and C write what they still have of stdout."""
+    import ctypes  # what has no JSON to print needs none of it
+
+    with Unheard():
+        stream.flush()
+    with suppress(OSError, AttributeError, TypeError):  # a system whose C library has no such name
+        ctypes.CDLL(None).fflush(None)

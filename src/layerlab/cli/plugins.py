@@ -11,6 +11,7 @@ import typer
 
 from layerlab.cli.common import Json, emit
 from layerlab.errors import SpecError
+from layerlab.streams import results_alone
 
 if TYPE_CHECKING:
     from layerlab.registry import TierRow
@@ -63,7 +64,8 @@ def show_plugin(
     from layerlab import registry
 
     row = registry.find(name)
-    details = registry.describe(row, registry.load(row))
+    with results_alone(as_json):
+        details = registry.describe(row, registry.load(row))
     if as_json:
         emit(json.dumps(details, indent=2))
         return

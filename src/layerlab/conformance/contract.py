@@ -240,9 +240,12 @@ def runs_repeat(subject: Subject) -> Finding:
 def world_is_left_alone(subject: Subject) -> Finding:
     """Generators, default dtype, grad mode, threads and switches stay as they are."""
     # Somewhere in the middle of a sequence: seeding, with whatever seed, leads elsewhere. Of torch's it is
-    # the CPU's alone: `torch.manual_seed`, here, would take the generators of every other device along.
+    # those that it may draw from: `torch.manual_seed`, here, would take those of every other device along.
     torch.default_generator.manual_seed(0x5EED)
     torch.rand(7)
+    if subject.device.type == "cuda":
+        torch.cuda.manual_seed(0x5EED)
+        torch.rand(7, device=subject.device)
     np.random.seed(0x5EED)
     np.random.random(7)
     random.seed(0x5EED)

@@ -19,9 +19,14 @@ def generators() -> dict[str, Any]:
         "NumPy's generator": (numpy_state[1].tolist(), numpy_state[2:]),
         "Python's generator": random.getstate(),
     }
-    if torch.cuda.is_available():
+    if _cuda_is_used():
         states["CUDA's generator"] = torch.cuda.get_rng_state().tolist()
     return states
+
+
+def _cuda_is_used() -> bool:
+    """Whether this process has anything on a CUDA device; to ask its generators would be the first thing."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch has no types for it
 
 
 def switches() -> dict[str, Any]:
@@ -55,7 +60,7 @@ class Kept:
     def __enter__(self) -> Kept:
         self.switches = switches()
         self._random: tuple[Any, ...] = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._cuda = torch.cuda.get_rng_state_all() if _cuda_is_used() else []
         self._print = dict(vars(_tensor_str.PRINT_OPTS)), np.get_printoptions()
         self._filters = list(warnings.filters)
         return self

@@ -65,7 +65,7 @@ def few_tries(uri: str) -> Iterator[None]:
         return
     from mlflow.store.db import utils  # the process that trains has no MLflow
 
-    usual = utils.MAX_RETRY_COUNT
+    usual = getattr(utils, "MAX_RETRY_COUNT", TRIES)  # a name of MLflow's own, which it may change
     utils.MAX_RETRY_COUNT = min(usual, TRIES)
     try:
         yield
@@ -95,6 +95,8 @@ def translated(uri: str, what: str) -> Iterator[None]:
             hint = "another version of MLflow wrote the database: upgrade MLflow, or use another store"
         elif uri.startswith(("http://", "https://")):
             hint = "is the server running? start it with: mlflow server --host 127.0.0.1"
+        elif sqlite_path(uri) is None:
+            hint = "is the database up, and open to you? layerlab run --offline records without it"
         raise TrackingError(f"tracking store {without_credentials(uri)} {what}: {text}", hint=hint) from error
 
 
