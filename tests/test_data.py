@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -582,26 +583,26 @@ def test_where_stdout_leads_is_no_file_to_replace(regression: Trained, empty_fol
 
 
 @pytest.mark.skipif(os.name != "posix", reason="users are numbers")
-def test_a_file_that_may_not_be_written_is_not_replaced(empty_folder: Path) -> None:
+def test_a_file_that_may_not_be_written_is_not_replaced() -> None:
     """Nor is one that may be, in a folder that may not, a reason to fail."""
-    empty_folder.chmod(0o777)
-    folder = Path("closed")
-    folder.mkdir()
-    for name, mode in (("read-only", 0o444), ("closed/open", 0o666)):
-        Path(name).write_text("old")
-        Path(name).chmod(mode)
-    folder.chmod(0o555)
-    was = os.geteuid()
-    os.seteuid(was or 65534)  # whoever may do anything is no test
-    try:
-        with pytest.raises(PermissionError), written_whole(Path("read-only")) as file:
-            file.write("new")
-        with written_whole(Path("closed/open")) as file:
-            file.write("new")
-    finally:
-        os.seteuid(was)
-        folder.chmod(0o755)
-    assert [Path(name).read_text() for name in ("read-only", "closed/open")] == ["old", "new"]
+    with tempfile.TemporaryDirectory() as where:  # where others may look, as pytest's own folders are not
+        folder = Path(where)
+        closed, read_only = folder / "open.csv", folder / "read-only.csv"
+        for path, mode in ((closed, 0o666), (read_only, 0o444)):
+            path.write_text("old")
+            path.chmod(mode)
+        folder.chmod(0o555)
+        was = os.geteuid()
+        os.seteuid(was or 65534)  # whoever may do anything is no test
+        try:
+            with pytest.raises(PermissionError), written_whole(read_only) as file:
+                file.write("new")
+            with written_whole(closed) as file:
+                file.write("new")
+        finally:
+            os.seteuid(was)
+            folder.chmod(0o755)
+        assert [path.read_text() for path in (read_only, closed)] == ["old", "new"]
 
 
 def test_what_is_not_written_whole_is_not_there(empty_folder: Path) -> None:
