@@ -28,6 +28,17 @@ class Good(Tier):
     def params(self): ...
     def step(self, x, y): ...
 """
+# Its recipe has something that no JSON has a word for.
+NOTED = """
+from dataclasses import dataclass
+
+from layerlab import Recipe
+
+
+@dataclass(frozen=True)
+class Noted(Recipe):
+    note: object = object()
+""" + LIGHT.replace("Recipe(optimizer", "Noted(optimizer")
 # What a module does before, or after, its class is there; and what its row says.
 MODULES = {
     "exits": (f"import sys; sys.exit(3)\n{LIGHT}", "cannot be loaded: SystemExit: 3"),
@@ -38,7 +49,8 @@ MODULES = {
     "crashes": (f"import ctypes; ctypes.string_at(0)\n{LIGHT}", "its process is ended by SIGSEGV"),
     "kills-its-group": (f"import os; os.killpg(0, 9)\n{LIGHT}", "its process is ended by SIGKILL"),
     "says-much-and-fails": ("raise RuntimeError('no\\n' * 10**6)", "RuntimeError: no no"),
-    "cannot-be-described": (LIGHT.replace("bias=False", "bias=object()"), "cannot be described: TypeError"),
+    "has-another-bias": (LIGHT.replace("bias=False", "bias=1"), "recipe.bias is 1, neither True nor False"),
+    "cannot-be-described": (NOTED, "cannot be described: TypeError"),
     "prints": (f"import os\nfor _ in range(2000):\n    print('#' * 99); os.write(1, b'x')\n{LIGHT}", "ok"),
     "asks": (f"import sys; assert sys.stdin.read() == ''\n{LIGHT}", "ok"),
     "starts-a-thread": (
