@@ -74,9 +74,8 @@ def measure(tiers: list[str], rounds: int, steps: int) -> dict[str, dict[str, li
     for number in range(rounds):
         for tier in tiers[number % len(tiers) :] + tiers[: number % len(tiers)]:
             loop = bare(tier, SHORT, half)
-            taken = dict.fromkeys((SHORT, SHORT + steps)[:: -1 if number % 2 else 1], 0.0)
-            for length in taken:
-                taken[length] = tracked(tier, length)
+            lengths = (SHORT, SHORT + steps)[:: -1 if number % 2 else 1]
+            taken = {length: tracked(tier, length) for length in lengths}
             loop += bare(tier, SHORT + half, steps - half)
             found[tier]["tracked"].append((taken[SHORT + steps] - taken[SHORT]) / steps)
             found[tier]["bare"].append(loop / steps)

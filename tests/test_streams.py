@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from helpers import TIERS, Site
+from layerlab.console import Progress
 
 # A tier that says what it does, as does C code that it calls.
 CHATTY = (
@@ -115,3 +117,24 @@ def test_what_a_tier_prints_is_no_part_of_any_json(
     result = layerlab_cli(*arguments, "--json")
     json.loads(result.stdout)
     assert {"made", "forward"} <= set(result.stderr.splitlines())
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal, whatever is behind it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_bar_that_cannot_be_drawn_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever it is drawn: rich has a thread of its own for it."""
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(full())
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress() as watch:
+        watch.started("nn", 100)
+        watch._bar.refresh()
+        watch.advanced(3, 1.0)
+    with pytest.raises(OSError, match="No space left"):  # nor is there for what was drawn
+        terminal.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from layerlab.errors import one_line
 from layerlab.report import Observer
-from layerlab.streams import Unheard, say
+from layerlab.streams import Told, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,7 +52,6 @@ class Progress(Observer):
     def __enter__(self) -> Progress:
         return self
 
-    @Unheard()
     def __exit__(self, *exc_info: object) -> None:
         self._live = False
         if self._bar is not None:
@@ -71,7 +70,8 @@ class Progress(Observer):
                 progress.MofNCompleteColumn(),
                 progress.TextColumn("{task.fields[loss]}"),
                 progress.TimeElapsedColumn(),
-                console=Console(stderr=True),
+                # what cannot be told fails no run, in rich's own thread too
+                console=Console(file=cast("IO[str]", Told(sys.stderr))),
                 transient=True,
                 # A frame takes more than a millisecond of the interpreter that trains, or of a processor on
                 # which a bench measures: ten a second, rich's own choice, are two steps of a hundred.
@@ -81,13 +81,11 @@ class Progress(Observer):
             self._task = self._bar.add_task("starting", total=None, loss="")
         return self._bar
 
-    @Unheard()
     def stage(self, text: str) -> None:
         """Something that takes a moment begins."""
         if (bar := self._shown()) is not None:
             bar.update(self._task, description=text)
 
-    @Unheard()
     def started(self, tier: str, steps: int) -> None:
         """A tier begins to train."""
         if (bar := self._shown()) is not None:
@@ -103,7 +101,6 @@ class Progress(Observer):
             )
             say(f"{tier}: {where}")
 
-    @Unheard()
     def advanced(self, step: int, loss: float) -> None:
         """So many steps are done."""
         if self._bar is not None:
@@ -116,7 +113,6 @@ class Progress(Observer):
             if run.hint:
                 say(f"hint: {one_line(run.hint)}")
 
-    @Unheard()
     def measuring(self, what: str, rounds: int) -> None:
         """A bench begins its rounds."""
         if (bar := self._shown()) is not None:
@@ -124,7 +120,6 @@ class Progress(Observer):
         elif not self._silent:
             say(f"{what}: {rounds} rounds")
 
-    @Unheard()
     def measured(self, rounds: int) -> None:
         """So many rounds are done."""
         if self._bar is not None:

@@ -23,6 +23,7 @@ import difflib
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # Characters of a name that may be what somebody meant.
@@ -143,6 +144,22 @@ def looked_at(path: object, kind: type[LayerlabError], *, hint: str | None = Non
         yield
     except OSError as error:
         raise kind(f"{path}: cannot be read: {error.strerror or error}", hint=hint) from None
+
+
+def check_is_file(path: str | Path, kind: type[LayerlabError] = InputError) -> None:
+    """Looks whether there is a file, before anything heavy is imported to read it.
+
+    Args:
+        path: The file, shown as it is given.
+        kind: What is raised.
+
+    Raises:
+        LayerlabError: Of that kind: there is none, or nobody may look.
+    """
+    file = Path(path)
+    with looked_at(path, kind):
+        if not file.is_file():
+            raise kind(f"{path}: {'not a file' if file.exists() else 'no such file'}")
 
 
 def one_line(text: str) -> str:

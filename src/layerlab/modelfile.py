@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from layerlab.errors import InputError, ModelError, looked_at, one_line
+from layerlab.errors import ModelError, check_is_file, one_line
 
 if TYPE_CHECKING:
     import onnx
@@ -220,17 +220,6 @@ def _holds_its_shape(tensor: onnx.TensorProto) -> bool:
     else:
         return False
     return math.prod(tensor.dims) == (len(tensor.raw_data) / size if tensor.raw_data else plain)
-
-
-def check_is_file(path: Path) -> None:
-    """Looks whether there is a file, before anything heavy is imported to read it.
-
-    Raises:
-        InputError: There is none, or nobody may look.
-    """
-    with looked_at(path, InputError):
-        if not path.is_file():
-            raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
 
 
 def _tensors(message: Message) -> Iterator[onnx.TensorProto]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ContextDecorator, contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def open_closed() -> None:
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
-class Unheard(suppress, ContextDecorator):
-    """Within this context, or function, what cannot be told is not told.
+class Unheard(suppress):
+    """Within this context what cannot be told is not told.
 
     Whoever read stderr may be gone, or the disk behind it full: what is only told must never fail a run.
     """
@@ -38,14 +38,8 @@ class Unheard(suppress, ContextDecorator):
         super().__init__(OSError, ValueError)  # the latter of a stream that is closed
 
 
-@Unheard()
-def say(text: str) -> None:
-    """Tells something on stderr: progress, news, errors."""
-    print(text, file=sys.stderr)  # noqa: T201 -- the one place that does
-
-
-class _Told:
-    """Stderr, but that what cannot be told is not told."""
+class Told:
+    """A stream, but that what cannot be told is not told."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -54,13 +48,20 @@ class _Told:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """As the stream's; how much of it that could write does not matter to whoever tells."""
         with Unheard():
             self._stream.write(text)
         return len(text)
 
-    @Unheard()
     def flush(self) -> None:
-        self._stream.flush()
+        """As the stream's."""
+        with Unheard():
+            self._stream.flush()
+
+
+def say(text: str) -> None:
+    """Tells something on stderr: progress, news, errors."""
+    print(text, file=Told(sys.stderr))
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def results_alone(wanted: bool = True) -> Iterator[None]:
         yield
         return
     out = sys.stdout
-    with redirect_stdout(cast("TextIO", _Told(sys.stderr))):
+    with redirect_stdout(cast("TextIO", Told(sys.stderr))):
         _flush(out)
         kept = os.dup(1)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerlab.errors import DataError, did_you_mean, looked_at, one_line
+from layerlab.errors import DataError, check_is_file, did_you_mean, one_line
 from layerlab.spec import BUNDLED, RANDOM, TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def check_table(name: str) -> Path:
             f"no data is called '{one_line(name)}'",
             hint=f"{known}; a file of your own ends in {', '.join(TABLE_SUFFIXES)}",
         )
-    with looked_at(name, DataError):
-        if not path.is_file():
-            raise DataError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
+    check_is_file(name, DataError)
     return path
 
 
