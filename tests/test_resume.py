@@ -125,6 +125,7 @@ def test_on_cuda_it_is_the_unbroken_one_to_rounding(folder: Path, client: Any, t
     """A step is captured anew, in a training that begins in the middle; each step is recorded once."""
     options = {"plugin": tier, **MINI, **COMMON, "accelerator": "gpu"}
     unbroken = layerlab.run(**options).runs[0]
+    assert unbroken.status == "FINISHED", unbroken.error
     run_id = broken_off(18, **options)
     resumed = layerlab.resume(run_id).runs[0]
     assert (resumed.status, resumed.device, resumed.steps) == ("FINISHED", "cuda:0", unbroken.steps)

@@ -284,9 +284,10 @@ def test_a_tier_leaves_the_device_to_the_next_one(folder: Path) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        assert layerlab.run(
-            plugin=list(tiers), n=200, d_in=100_000, steps=5, export=False, accelerator="gpu"
-        ).ok
+        report = layerlab.run(
+            plugin=list(tiers), n=200, d_in=100_000, steps=5, lr=1e-12, export=False, accelerator="gpu"
+        )
+        assert report.ok, [run.error for run in report.runs]
         return torch.cuda.max_memory_allocated() - before
 
     tiers = ("tensors", "autograd", "nn")

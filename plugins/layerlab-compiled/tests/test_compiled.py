@@ -303,3 +303,12 @@ def test_a_run_is_recorded_and_exported(tmp_path: Path, monkeypatch: pytest.Monk
     run = layerlab.run(plugin="compiled", n=8, d_in=6, hidden=5, d_out=3, steps=5).runs[0]
     assert (run.status, run.error) == ("FINISHED", None)
     assert (tmp_path / run.onnx["path"]).is_file()
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_checks_that_share_a_shape_pass() -> None:
+    """With the tensors on the device, where torch advises TF32: a warning would be an error here."""
+    names = {check_name(single) for single in SUITE} - MORE_SHAPES
+    assert "replays-agree" in names
+    report = layerlab.check(SinglePrecision, only=sorted(names), accelerator="gpu")
+    assert report.ok, report.failures

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import warnings
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,11 @@ class CompiledTier(Tier):
         step = self._steps.get(layout)
         if step is None:
             step = self._steps[layout] = _compiled_step(*self._kind, *layout)
+            with warnings.catch_warnings():
+                # Torch's advice on CUDA, while it compiles. Whether products are TF32 is what a run says, and
+                # where warnings are errors it ended the run.
+                warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+                return step(x, y, self._rate, *self._p)
         return step(x, y, self._rate, *self._p)
 
     def params(self) -> Params:
