@@ -128,6 +128,8 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
         raise SystemExit(f"{file}: should have rows of {', '.join(sorted(wanted))}")
     if not all({"lightning", "tracked"} <= row[turns].keys() for row in rows.values()):
         raise SystemExit(f"{file}: not every training took turns")
+    if not all("sending" in row for row in rows.values()):
+        raise SystemExit(f"{file}: of a `layerlab bench` that did not say what sending takes")
     if loop:
         _refuse_other_bench(found, file, about, loop)
     else:  # the turns there were are of the bench before this one

@@ -32,15 +32,6 @@ IN_TURNS = (
     ": on the CPU, that `fused` is held against a bare loop of torch's is of a bench of\n"
     "its own, in which its training took turns with that loop too (`layerlab bench fused --against TIER`)"
 )
-# Of a bench that measured otherwise than later ones.
-OTHERWISE = (
-    "The proof before this bench was of steps that are called; that replayed ones agree is part of it\n"
-    "since. Losses and last parameters of what was replayed were audited. What sending the losses takes is\n"
-    "in the tracked steps only where it is slower than the step itself, and is not added: with it none\n"
-    "would take much more than twice as long. The products of its floor were a loop of their own, after the\n"
-    "bare one or before it. The loop that `fused` is held against counts where it was the fastest\n"
-    "in this bench."
-)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
@@ -117,7 +108,6 @@ def _cuda(found: dict[str, Any]) -> str:
             device=bench["machine"]["device"],
             rounds=_rounds(bench),
             tiers=_tiers(bench["configs"][0]),
-            otherwise="" if "sending" in bench["configs"][0]["rows"][0] else f"{OTHERWISE}\n\n",
             refused="".join(f"No row for `{name}`: {why}.\n\n" for name, why in refused.items()),
             command=CUDA_BENCH,
             about=_about(bench["machine"]),
