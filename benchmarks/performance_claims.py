@@ -32,7 +32,7 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         (
             f"`{r['of']}`",
             r["to"],
-            over(commands["seconds"][r["of"]], commands["seconds"][r["to"]]),
+            over(*_sides(commands, r["of"], r["to"])),
             r["goal"],
         )
         for r in commands["ratios"]
@@ -63,6 +63,14 @@ def claims(found: dict[str, Any]) -> list[Claim]:
         for s in found["scaling"]
         for size, slopes in zip(s["seconds"], s["exponents"], strict=False)
     ]
+
+
+def _sides(commands: dict[str, Any], *names: str) -> list[list[float]]:
+    """The seconds of two commands: of the rounds of all of them, and of further ones of these two."""
+    further = commands.get("pairs", {})
+    if not further.keys() >= set(names):
+        further = {}
+    return [commands["seconds"][name] + further.get(name, []) for name in names]
 
 
 def _of_tiers(found: dict[str, Any]) -> list[Claim]:

@@ -1,7 +1,7 @@
 """What a whole run costs, from the start of the process to its end, against what it is made of.
 
-Four commands, each a fresh process in a fresh folder, in turn, so that a slow moment of the machine hits them
-all; medians, and three ratios with what they should be at most:
+Commands, each a fresh process in a fresh folder, in turn, so that a slow moment of the machine hits them all;
+medians, and three ratios with what they should be at most:
 
 - ``layerlab run --plugin custom-module`` against `stock_script.py`, which does the same job;
 - the same against a process that only imports what it imports;
@@ -10,14 +10,15 @@ all; medians, and three ratios with what they should be at most:
 What a run imports is found by looking: a first run is made with a witness in every process that it starts,
 which notes each module of a third party when it is executed, and so none that is only looked for. These are
 imported by name, in that order and one after the other, by one process that does nothing else; the run has
-two for it. It leaves out what the run leaves out (`layerlab.lightimport`), and may still bring in more than
-the run did; how much is printed.
+two for it. It leaves out what the run leaves out (`layerlab.lightimport`), collects no garbage meanwhile, as
+the run does not (`layerlab.startup`), and may still bring in more than the run did; how much is printed.
 `layerlab` leaves without taking apart what it imported, so the imports are also measured with such an end:
 that is the harder comparison, and has no goal.
 
 MLflow's telemetry is off in all of them, as layerlab has it off: it is no part of the job.
 
     python benchmarks/whole_command.py --rounds 5 --json figures.json
+    python benchmarks/whole_command.py --rounds 5 --pairs 20    what differs least, `all` and one, more often
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ class Witness:
 sys.meta_path.insert(0, Witness())
 """
 
-# As `layerlab` imports Lightning.
+# As `layerlab` imports what it needs.
 LIGHTLY = """
+from layerlab.startup import claim, collector_paused
+claim()
 from layerlab.lightimport import unneeded_left_out
-with unneeded_left_out():
+with unneeded_left_out(), collector_paused():
 """
 
 # A module that fails half-way, for want of something optional, fails here too, and is left out.
@@ -147,8 +150,22 @@ def imports_of(command: list[str], folder: Path) -> tuple[list[str], int]:
     return modules, len(set(brought) - set(wanted))
 
 
-def measure(rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[str], int]:
-    """The times of every command, what is imported, and how many modules come with that."""
+def in_turn(commands: dict[str, list[str]], rounds: int, seed: str) -> dict[str, list[float]]:
+    """The times of commands, so many of each.
+
+    Each round is in an order of its own: who comes after whom may matter, as what is still to be written
+    does.
+    """
+    draw = random.Random(seed)
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name in draw.sample(list(commands), len(commands)):
+            times[name].append(process(commands[name]))
+    return times
+
+
+def measure(rounds: int, pairs: int, folder: Path) -> dict[str, Any]:
+    """Everything measured, as plain values."""
     run = [*layerlab(), "run", "--accelerator", "cpu", "--tracking-uri", "sqlite:///mlflow.db", "--plugin"]
     modules, beside = imports_of([*run, "custom-module"], folder)
     commands = {
@@ -158,27 +175,25 @@ def measure(rounds: int, folder: Path) -> tuple[dict[str, list[float]], list[str
         GONE: [sys.executable, str(folder / "gone.py")],
         ALL: [*run, "all"],
     }
-    times: dict[str, list[float]] = {name: [] for name in commands}
     for command in commands.values():  # once without a clock: byte code and the disk's cache
         process(command)
-    for number in range(rounds):
-        # each round in another order: who comes after whom may matter, as what is still to be written does
-        for name in random.Random(number).sample(list(commands), len(commands)):
-            times[name].append(process(commands[name]))
-    return times, modules, beside
-
-
-def figures(times: dict[str, list[float]], modules: list[str], beside: int) -> dict[str, Any]:
-    """Everything measured, as plain values."""
+    times = in_turn(commands, rounds, "all of them")
+    more = in_turn({name: commands[name] for name in (RUN, ALL)}, pairs, "pairs")
     timings = {name: Timing.of(taken) for name, taken in times.items()}
+
+    def ratio(one: str, other: str) -> float:
+        further = more if {one, other} <= more.keys() else {}
+        of, to = (Timing.of(times[side] + further.get(side, [])) for side in (one, other))
+        return of.over(to).median
+
     return {
         "cpus": os.cpu_count(),
         "python": sys.version.split()[0],
         "seconds": times,
+        "pairs": more,
         "median": {name: timing.median for name, timing in timings.items()},
         "ratios": [
-            {"of": one, "to": other, "ratio": timings[one].over(timings[other]).median, "goal": goal}
-            for one, other, goal in GOALS
+            {"of": one, "to": other, "ratio": ratio(one, other), "goal": goal} for one, other, goal in GOALS
         ],
         "imports": modules,
         "packages": list(dict.fromkeys(name.partition(".")[0] for name in modules)),
@@ -192,7 +207,9 @@ def text(seen: dict[str, Any], rounds: int) -> str:
     lines.append(f"{'command':16}  median s  fastest s  slowest s")
     for name, taken in seen["seconds"].items():
         lines.append(f"{name:16}  {seen['median'][name]:8.2f}  {min(taken):9.2f}  {max(taken):9.2f}")
-    lines += ["", f"{'ratio':32}  median  goal"]
+    pairs = len(seen["pairs"][ALL])
+    more = f" ({pairs} more rounds of {ALL} and {RUN})" if pairs else ""
+    lines += ["", f"{'ratio':32}  median  goal{more}"]
     for row in seen["ratios"]:
         goal = "" if row["goal"] is None else f"<= {row['goal']:g}"
         lines.append(f"{row['of'] + ' / ' + row['to']:32}  {row['ratio']:6.2f}  {goal}".rstrip())
@@ -209,12 +226,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often each is run (default: 5)")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="how often `all` and one tier are run beside that (default: 0)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds: should be at least 1")
+    if arguments.pairs < 0:
+        parser.error("--pairs: should be at least 0")
     with tempfile.TemporaryDirectory(prefix="whole-imports-") as folder:
-        seen = figures(*measure(arguments.rounds, Path(folder)))
+        seen = measure(arguments.rounds, arguments.pairs, Path(folder))
     if arguments.json:
         arguments.json.write_text(json.dumps(seen, indent=2) + "\n")
     sys.stdout.write(text(seen, arguments.rounds))

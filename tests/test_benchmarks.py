@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import statistics
 import subprocess
 import sys
 from dataclasses import asdict
@@ -90,6 +91,18 @@ def test_fused_is_held_against_the_fastest_of_the_seven() -> None:
     by_rounds = performance.over(tracked["rounds"], bare["rounds"])
     assert claimed() == ("the fastest bare loop of the seven (`numpy`)", by_rounds)
     assert performance.IN_TURNS not in performance.page(found)
+
+
+def test_further_rounds_of_two_commands_count_for_their_ratio_alone() -> None:
+    """What differs least has more rounds; what is held against a third command has only those of all."""
+    claims = script("performance_claims")
+    found = json.loads((DOCS / "performance.json").read_text())
+    commands = found["whole_command"]
+    commands["pairs"] = {"run one tier": [2.0, 2.0], "run all tiers": [3.0, 4.0]}
+    rounds = len(commands["seconds"]["run one tier"])
+    values = {f"{what} / {to}": value for what, to, value, _ in claims.claims(found)}
+    assert values["`run all tiers` / run one tier"].rounds[rounds:] == (1.5, 2.0)
+    assert len(values["`run one tier` / stock script"].rounds) == rounds
 
 
 def on_cuda(found: Any) -> Any:
@@ -293,7 +306,10 @@ def test_a_benchmark_runs(empty_folder: Path, name: str, arguments: list[str], k
 def test_the_benchmark_of_whole_commands_runs(empty_folder: Path) -> None:
     """Every command is measured; what a run imports was found, and nothing of it is ours."""
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "whole_command.py", "--rounds", "1", "--json", "figures.json"],
+        [
+            *(sys.executable, BENCHMARKS / "whole_command.py"),
+            *("--rounds", "1", "--pairs", "2", "--json", "figures.json"),
+        ],
         capture_output=True,
         text=True,
         timeout=800,
@@ -313,4 +329,10 @@ def test_the_benchmark_of_whole_commands_runs(empty_folder: Path) -> None:
     assert not {"layerlab", "pytest", "json"} & set(seen["packages"])
     one, stock = (seen["seconds"][name][0] for name in ("run one tier", "stock script"))
     assert seen["ratios"][0]["ratio"] == one / stock
+    assert {name: len(taken) for name, taken in seen["pairs"].items()} == {
+        "run one tier": 2,
+        "run all tiers": 2,
+    }
+    both = (seen["seconds"][name] + seen["pairs"][name] for name in ("run all tiers", "run one tier"))
+    assert seen["ratios"][2]["ratio"] == statistics.median(a / b for a, b in zip(*both, strict=True))
     assert [path.name for path in empty_folder.iterdir()] == ["figures.json"]
