@@ -161,6 +161,10 @@ class NanRate(Plain):
     recipe = Recipe(lr=float("nan"))
 
 
+class TrueRate(Plain):
+    recipe = Recipe(lr=True)
+
+
 class ShoutedOptimizer(Plain):
     recipe = Recipe(optimizer="SGD", lr=1.0, init="linear", bias=False)
 

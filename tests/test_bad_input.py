@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import layerlab
 from layerlab import checkpoint
 from layerlab.errors import CheckpointError, DataError
 from layerlab.folder import refuse_unwritable
@@ -411,7 +412,18 @@ def test_a_folder_that_may_not_be_entered_is_named(
             look()
 
 
-@pytest.mark.parametrize("command", ["run", "run --offline", "resume --last"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run",
+        "run --offline",
+        "resume --last",
+        "compare --plugin nn --plugin optim",
+        "check nn",
+        "bench nn",
+        "plugins",
+    ],
+)
 def test_a_folder_that_is_gone_is_one_line(
     folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -422,6 +434,18 @@ def test_a_folder_that_is_gone_is_one_line(
     assert refused(layerlab_cli(*shlex.split(command))).startswith(
         "error: the working folder: cannot be read"
     )
+
+
+def test_what_is_kept_is_not_made_where_it_cannot_be(folder: Path) -> None:
+    """Before the tiers of a comparison train, and before those of a bench are proven."""
+    Path(".layerlab").write_text("not a folder")
+    doings: list[Callable[[], object]] = [
+        lambda: layerlab.compare(plugin=["numpy", "tensors"]),
+        lambda: layerlab.bench(["nn"]),
+    ]
+    for doing in doings:
+        with pytest.raises(DataError, match=r"\.layerlab: cannot be written$"):
+            doing()
 
 
 def test_a_recorder_opens_nothing_in_a_folder_that_is_gone(

@@ -363,6 +363,7 @@ BROKEN = {
         "NumberForBias.recipe.bias is 1",
     ),
     "recipe has no rate": (TIERS, "MODULE:NanRate", "NanRate.recipe"),
+    "recipe has a truth for a rate": (TIERS, "MODULE:TrueRate", "TrueRate.recipe.lr is True"),
     "optimizer in capitals": (
         TIERS,
         "MODULE:ShoutedOptimizer",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from layerlab.errors import DataError, Interrupted, JournalError
-from layerlab.folder import refuse_links, refuse_unwritable
+from layerlab.folder import refuse_links
 from layerlab.journal import Unsent
 from layerlab.provenance import source_tags
 from layerlab.tracking import DatasetInfo, RunInfo
@@ -66,12 +66,10 @@ def recorded(
         spec_yaml: The resolved spec.
 
     Raises:
-        DataError: The folder cannot be written.
         TrackingError: The store refuses the run.
         Interrupted: The work was stopped, or a signal came while it was kept; what report it left was kept,
             and is in the error.
     """
-    refuse_unwritable()
     about = {
         **source_tags(f"layerlab {'compare' if kind == 'comparison' else kind}"),
         "layerlab.kind": kind,

@@ -245,8 +245,9 @@ class Tier(ABC):
             return f"{cls.__name__}.recipe.optimizer is {optimizer!r}, not a name in lower case"
         if cls.recipe.init not in ("normal", "linear"):
             return f"{cls.__name__}.recipe.init is {cls.recipe.init!r}, neither 'normal' nor 'linear'"
-        if not (isinstance(cls.recipe.lr, (int, float)) and 0 < cls.recipe.lr < float("inf")):
-            return f"{cls.__name__}.recipe.lr is {cls.recipe.lr!r}, not a finite number above 0"
+        lr = cls.recipe.lr
+        if isinstance(lr, bool) or not (isinstance(lr, (int, float)) and 0 < lr < float("inf")):
+            return f"{cls.__name__}.recipe.lr is {lr!r}, not a finite number above 0"
         if not isinstance(cls.recipe.bias, bool):
             return f"{cls.__name__}.recipe.bias is {cls.recipe.bias!r}, neither True nor False"
         if not isinstance(cls.capturable, bool):

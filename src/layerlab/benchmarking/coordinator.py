@@ -13,6 +13,7 @@ from layerlab.benchmarking.peers.rounds import PeerRounds
 from layerlab.benchmarking.report import MODES, BenchReport, Config
 from layerlab.benchmarking.rounds import TRAINERS_TIMES, Asked, Rounds
 from layerlab.errors import JournalError, SpecError, did_you_mean, one_line
+from layerlab.folder import refuse_unwritable
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
@@ -80,6 +81,7 @@ def bench(
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
     drawn_from = secrets.randbelow(1 << 32) if seed is None else seed
     _check(modes, rounds, seconds, precision, accelerator, drawn_from)
+    refuse_unwritable()
     rows = registry.select(list(tiers))
     measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     other = None if against is None else others.chosen(against, rows, measured, accelerator)

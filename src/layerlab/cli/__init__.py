@@ -96,13 +96,10 @@ def _root(
     ] = False,
 ) -> None:
     """One two-layer network at every level of abstraction."""
-    _close_killed()
-
-
-def _close_killed() -> None:
-    """Runs of this folder whose processes are gone are closed, whatever the command is."""
     from layerlab import folder
 
+    folder.here()  # where it is gone oneMKL ends the process, as soon as torch computes something
+    # Runs of this folder whose processes are gone are closed, whatever the command is.
     if folder.something_there():
         from layerlab import syncing
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from layerlab.comparison.picture import draw
 from layerlab.comparison.report import RunsReport
 from layerlab.errors import SpecError, TrackingError, looked_at, one_line
+from layerlab.folder import refuse_unwritable
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
@@ -43,6 +44,7 @@ def compare_runs(
     observer = observer or Observer()
     if first == second:
         raise SpecError("a run does not differ from itself", hint="give the ids of two runs")
+    refuse_unwritable()
     observer.stage("opening the tracking store")
     _refuse_missing(resolve_uri(tracking_uri))
     store = Store(tracking_uri)

@@ -21,6 +21,7 @@ from layerlab.comparison.picture import draw
 from layerlab.comparison.report import CompareReport, Pair
 from layerlab.conformance.lockstep import BACKWARD, Comparison, Step, as_float64, autocast, take_step
 from layerlab.errors import SpecError, TierError
+from layerlab.folder import refuse_unwritable
 from layerlab.planning import plan
 from layerlab.provenance import describe_dataset
 from layerlab.recording import picture_path, recorded
@@ -73,6 +74,7 @@ def compare(
         Interrupted: SIGINT or SIGTERM; the run is KILLED, or FINISHED and in the ``report`` if all was done.
     """
     spec = build_spec(config=config, settings=settings, flags=flags)
+    refuse_unwritable()
     observer = observer or Observer()
     with StopSignals() as stop:
         jobs, prepared = _plan(spec, observer)
