@@ -2,7 +2,8 @@
 
     python benchmarks/performance.py            docs/performance.json, the pictures, and the page from them
     python benchmarks/performance.py memory     only that part anew
-    python benchmarks/performance.py --cuda FILE COMMIT    what a bench on CUDA left, of this commit
+    python benchmarks/performance.py --cuda FILE COMMIT    what a bench on CUDA left, of this commit; the
+                                                           picture lies where the bench says, from there
     python benchmarks/performance.py --write    only the page
     python benchmarks/performance.py --dirty ...    of a tree that is not what was committed, and says so
 
@@ -142,6 +143,14 @@ def take_over(found: dict[str, Any], file: str, commit: str) -> None:
     found.setdefault("made", {})[part] = made
 
 
+def picture_of(figures: dict[str, Any], file: Path) -> Path:
+    """What a bench drew, in the folder in which it left its figures."""
+    picture = file.parent / figures["picture"]
+    if figures["picture_fault"] or not picture.is_file():
+        raise SystemExit(f"{picture}: is not there, and should be; {figures['picture_fault']}".rstrip("; "))
+    return picture
+
+
 def _refuse_other_bench(found: dict[str, Any], file: str, about: dict[str, Any], loop: str) -> None:
     """Turns are with the loop that is the fastest in the bench of all tiers, of the same machine."""
     if "cuda" not in found:
@@ -224,6 +233,10 @@ def main() -> None:
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.cuda:
         take_over(found, *arguments.cuda)
+        if not found.get(
+            "cuda_against"
+        ):  # turns begin anew with a bench of all tiers: its picture is the page's
+            shutil.copy(picture_of(found["cuda"], Path(arguments.cuda[0])), IMAGES / "bench-cuda.png")
         loop = fastest_bare(timings_of(found["cuda"]))
         sys.stderr.write(f"`{loop}` is the fastest: {CUDA_AGAINST.format(against=loop)}\n")
         FIGURES.write_text(json.dumps(found, indent=1) + "\n")

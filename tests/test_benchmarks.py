@@ -50,6 +50,7 @@ def test_the_page_of_performance_is_what_was_measured() -> None:
     assert (DOCS / "performance.md").read_text() == script("performance_page").page(found)
     assert (DOCS / "images" / "bench.png").stat().st_size > 10_000
     assert (DOCS / "images" / "scaling.png").stat().st_size > 10_000
+    assert (DOCS / "images" / "bench-cuda.png").stat().st_size > 10_000
 
 
 def test_the_readme_says_what_was_measured() -> None:
@@ -232,6 +233,14 @@ def test_what_is_no_such_bench_is_not_taken_over(tmp_path: Path) -> None:
     )
     assert refused(held, against="optim").startswith(f"`{loop}` is the fastest: layerlab bench custom-module")
     assert json.dumps(found) == before
+    drawn = {"picture": "benches/bench-1.png", "picture_fault": ""}
+    with pytest.raises(SystemExit, match=r"benches/bench-1\.png: is not there, and should be$"):
+        performance.picture_of(drawn, file)
+    with pytest.raises(SystemExit, match=r"and should be; no space left$"):
+        performance.picture_of({**drawn, "picture_fault": "no space left"}, file)
+    (tmp_path / "benches").mkdir()
+    (tmp_path / "benches" / "bench-1.png").touch()
+    assert performance.picture_of(drawn, file) == tmp_path / "benches" / "bench-1.png"
     del found["cuda"]
     assert refused(held).startswith("nothing says yet which loop is the fastest: layerlab bench all fused")
 
