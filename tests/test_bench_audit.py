@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from layerlab.benchmarking.audit import _astray, audit_way
+from layerlab.benchmarking import audit
+from layerlab.benchmarking.audit import _astray, audit_steps, audit_way
 from layerlab.benchmarking.problem import TimedProblem, most_steps
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
@@ -16,6 +18,7 @@ from layerlab.benchmarking.way import GROWTH, Fork
 from layerlab.reference import initial_params
 from layerlab.rounding import Roundoff
 from layerlab.tier import Recipe
+from layerlab.tiers.tensors import TensorsTier
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -44,6 +47,43 @@ def test_the_way_is_audited_step_by_step(optimizer: str) -> None:
         assert " is off by " in str(audit_way(way, single, rough, "64-true", losses_in="32-true"))
     assert "4999 losses were given" in str(audit_way(way, losses[:-1], end, "32-true"))
     assert audit_way(way, [float("nan")] * 5000, end, "32-true") is not None
+
+
+class Halves(TensorsTier):
+    """The gradient of its first layer has eight bits: a weight moves so little that none is missed."""
+
+    def backward(self, x: Any, y_pred: Any, y: Any) -> Any:
+        loss = super().backward(x, y_pred, y)
+        self._grads[0] = self._grads[0].bfloat16().float()
+        return loss
+
+    def step(self, x: Any, y: Any) -> Any:
+        loss = self.backward(x, self.forward(x), y)
+        self.update()
+        return loss
+
+
+def test_a_coarse_gradient_shows_where_the_targets_are_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a whole, and only there: an update of many steps' is less than the rounding of what it is added to.
+
+    The step in parts, of which the gradients are seen, is refused anyway; most tiers that are fast have none.
+    """
+    monkeypatch.setattr(Halves, "splits_step", classmethod(lambda _: False))
+
+    def said(tier_class: type[TensorsTier], sizes: tuple[int, int, int, int]) -> str | None:
+        about: Any = {"seed": 0, "precision": "32-true", "recipe": tier_class.recipe, "bias": False}
+        problem = TimedProblem.draw(sizes, steps=700, **about)
+        device = torch.device("cpu")
+        tier = tier_class(problem.start, lr=problem.lr, device=device, dtype=torch.float32)
+        x, y = (torch.tensor(a) for a in problem.rows[0])
+        return audit_steps(tier, tier.step, x, y, "32-true", problem.lr, (0, 1))
+
+    sizes = [(64, 1000, 100, 10), (256, 500, 200, 10), (8, 7, 5, 3), (1, 1, 1, 1), (3, 5, 2, 2)]
+    assert [said(TensorsTier, each) for each in sizes] == [None] * len(sizes)
+    seen = str(said(Halves, sizes[0]))
+    assert seen.startswith("after the timing, as a whole, with far targets, step 3, w1["), seen
+    monkeypatch.setattr(audit, "FAR", 1.0)
+    assert said(Halves, sizes[0]) is None
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -15,7 +15,7 @@ from layerlab.benchmarking.rounds import Asked, Rounds
 from layerlab.benchmarking.timed import TimedModule
 from layerlab.benchmarking.turns import BareLoop, Turns
 from layerlab.benchmarking.worker import Worker
-from layerlab.tier import Recipe
+from layerlab.tier import Params, Recipe
 from layerlab.training import TierModule
 
 
@@ -81,9 +81,13 @@ class Ticking:
         self.clock.takes(self.seconds, self.name)
         return 1.0
 
-    def params(self) -> Any:
+    def params(self) -> Params:
         self.clock.takes(self.seconds, f"{self.name}'s parameters")
-        return self.name
+        return Params(np.array(self.name), np.zeros(1))
+
+    @classmethod
+    def splits_step(cls) -> bool:
+        return False
 
 
 @pytest.mark.parametrize("most", [2, 14])
@@ -124,14 +128,20 @@ def test_a_training_takes_turns_with_loops_beside(most: int, monkeypatch: pytest
     assert turns.seconds == 10 * 2.0 + 2 * 0.5 + 2.0
     assert turns.beside_seconds == [10 * 3.0 + 3.0, 10 * 7.0 + 7.0]
     assert turns.within == (0 if most == 14 else 2 * (3.0 + 7.0))
-    assert (turns.end, *(loop.end for loop in loops)) == ("training", "loop", "another")
+    assert [end.w1 for end in (turns.end, *(loop.end for loop in loops))] == ["training", "loop", "another"]
 
 
-def test_the_bare_loop_is_between_two_halves_of_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other threads are waited for before each, and never between the new rows and the end of the clock."""
+@pytest.mark.parametrize("rest", [True, False])
+def test_the_bare_loop_is_between_two_halves_of_its_floor(
+    monkeypatch: pytest.MonkeyPatch, *, rest: bool
+) -> None:
+    """Other threads are waited for before each, and never between the new rows and the end of the clock.
+
+    Where they never rest, what the products took beside them would flatter the tier.
+    """
     clock = Clock()
     monkeypatch.setattr("layerlab.benchmarking.worker.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr("layerlab.benchmarking.worker.settle", lambda: clock.takes(5.0, "wait"))
+    monkeypatch.setattr("layerlab.benchmarking.worker.settle", lambda: clock.takes(5.0, "wait") or rest)
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
     problem = TimedProblem.draw((3, 2, 2, 1), steps=20, seed=0, **about)
     worker = Worker.__new__(Worker)
@@ -147,6 +157,9 @@ def test_the_bare_loop_is_between_two_halves_of_its_floor(monkeypatch: pytest.Mo
     assert clock.did == [*first, *loop, *last]
     assert measured.step == (9 * 2.0 + 2.0) / 9
     assert measured.beside == 3.0
+    monkeypatch.setattr(worker, "_audit_loop", lambda *_: None)
+    assert (measured.fault() is None) == rest
+    assert rest or "its threads never rest" in str(measured.fault())
 
 
 def test_blocks_are_as_long_as_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ class TestSettling:
         """It has done its work when the wait is over."""
         monkeypatch.setattr(machine, "_LONGEST", 60.0)
         began = time.monotonic()
-        machine.settle()
+        assert machine.settle()
         waited = time.monotonic() - began
         assert waited > 0.9 * busy()
 
@@ -56,7 +56,7 @@ class TestSettling:
         """The wait ends before its work does."""
         monkeypatch.setattr(machine, "_LONGEST", 0.0)
         began = time.thread_time()
-        machine.settle()
+        assert not machine.settle()
         assert time.thread_time() - began < busy()
 
 

@@ -4,7 +4,8 @@ Two things are looked at. *That the work was done while the clock ran:* the orac
 the same start on the same rows, and what every single step brought must be what it brings, to half a step
 and what a switch brings.
 *That it is still the right work:* the object then makes a few more steps on other rows in the same memory,
-each compared with the oracle within the bound of that one step.
+each compared with the oracle within the bound of that one step, the last of them with targets so far away
+that its update is large beside the rounding of a weight.
 
 How far two correct trainings may be apart. An error that is there grows with the curvature, and `problem`
 chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
@@ -64,6 +65,10 @@ if TYPE_CHECKING:
 # The optimizers whose steps the oracle can make.
 KNOWN = ("sgd", "adam")
 STEPS_AFTER = 3
+# So many times as large as those that were timed are the targets of a last step. An update is small beside
+# the weights where a round has many, and a weight is known to within its rounding: a gradient of half the
+# digits would be right. This one is not small.
+FAR = 1024.0
 
 
 def audit_way(
@@ -163,7 +168,7 @@ def audit_steps(
     """Where a timed object parts from the oracle in further steps, or None.
 
     What was timed is judged as a whole; a tier that has its parts then makes as many steps in parts, gradient
-    by gradient.
+    by gradient. At last one of each has targets that are far away.
 
     Args:
         tier: The object.
@@ -180,15 +185,17 @@ def audit_steps(
     oracle = Oracle(optimizer, lr, Roundoff.of(precision))
     seen = Comparison()
     ways = (False, True) if type(tier).splits_step() else (False,)
-    for count, split in enumerate(split for split in ways for _ in range(STEPS_AFTER)):
-        for tensor in (x, y):
-            tensor.copy_(_like(tensor, rng))
+    steps = [*((split, 1.0) for split in ways for _ in range(STEPS_AFTER)), *((split, FAR) for split in ways)]
+    for count, (split, far) in enumerate(steps):
+        x.copy_(_like(x, rng))
+        y.copy_(_like(y, rng) * far)
         before = as_float64(tier.params())
         step = take_step(tier, x, y, split=True) if split else Step(number(timed(x, y)))
         exact = (tensor.detach().cpu().numpy().astype(np.float64) for tensor in (x, y))
         oracle.judge(seen, count, step, before, as_float64(tier.params()), *exact)
         if not seen.end_step():
-            return f"after the timing, {'in parts' if split else 'as a whole'}, {seen.part}"
+            how = f"{'in parts' if split else 'as a whole'}{', with far targets' if far > 1 else ''}"
+            return f"after the timing, {how}, {seen.part}"
     return None
 
 

@@ -69,8 +69,8 @@ def machine(device: torch.device, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def settle() -> None:
-    """Waits until no other thread of this process runs, for a second at most.
+def settle() -> bool:
+    """Waits until no other thread of this process runs, for a second at most; whether they rest.
 
     A library's threads look out for more work for a while after they had some, OpenBLAS's for a tenth of a
     second where nothing else is said (`startup.ENVIRONMENT`): where there are as many of torch's as there are
@@ -87,6 +87,7 @@ def settle() -> None:
             time.sleep(_LOOK)
     except OSError:  # there is no such folder on this system, or a thread ended
         time.sleep(_SPINNING)
+    return time.monotonic() < late
 
 
 def give_back() -> None:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerlab.benchmarking.against import named
+from layerlab.tier import Params, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from layerlab.benchmarking.problem import TimedProblem
-    from layerlab.tier import Params, Tier
     from layerlab.tracking import Record
 
     Batch = tuple[Any, Any]
@@ -42,6 +42,7 @@ class BareLoop:
         batch: Inputs and targets, on the device.
         losses: Of all steps so far.
         end: The parameters after the last step.
+        roundings: How often an update rounds a weight.
     """
 
     end: Params
@@ -53,6 +54,7 @@ class BareLoop:
         x, y = (torch.tensor(a, device=device) for a in problem.rows[0])
         self.batch = x, y
         self.losses: list[float] = []
+        self.roundings = roundings_of(type(tier), problem)
 
     def run(self, steps: int) -> None:
         """Makes so many steps."""
@@ -78,8 +80,17 @@ class BareLoop:
         overwrite(self.batch, self.problem)
 
     def finish(self) -> None:
-        """Reads the parameters: a tier pays for what it put off."""
-        self.end = self.tier.params()
+        """Reads the parameters: a tier pays for what it put off. Nothing of its answers is its own then."""
+        self.end, self.losses = Params.copy_of(*self.tier.params()), [*self.losses]
+
+
+def roundings_of(tier_class: type[Tier], problem: TimedProblem) -> int:
+    """How often an update of a tier rounds a weight: a step of its own may add the rows to it one by one.
+
+    Asked before the clock starts: what a class says of itself runs code of the tier's.
+    """
+    own = not tier_class.splits_step() or tier_class.step is not Tier.step
+    return len(problem.rows[0][0]) if own else 1
 
 
 class Turns:
@@ -160,7 +171,7 @@ class Turns:
 
     def _swap(self, steps: int, *, last: bool = False) -> None:
         if last:
-            self.end = self.finish()
+            self.end = Params.copy_of(*self.finish())
         self._synchronise()
         began = time.perf_counter()
         self.seconds += began - self._began
