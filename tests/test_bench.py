@@ -176,10 +176,10 @@ def test_no_two_rounds_have_the_same_problem() -> None:
 
 
 def test_what_happens_once_is_in_the_first_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is captured is captured in the second step."""
+    """What is captured is captured in the second step, and what is compiled as early as the tier is made."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back afterwards
     worker = Worker("numpy", "32-true", "cpu", f"sqlite:///{tmp_path}/bench.db")
-    seconds = iter([5.0, 3.0, 0.01, 1.0])
+    seconds = iter([2.0, 1.5, 5.0, 3.0, 0.01, 1.0])
 
     def clock(work: Any) -> float:
         work()
@@ -187,7 +187,7 @@ def test_what_happens_once_is_in_the_first_two_steps(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(worker, "_clock", clock)
     answer = worker.prepare([8, 6, 5, 3], seed=0)
-    assert (answer["first_step"], answer["once"], answer["step"]) == (5.0, 7.5, 0.25)
+    assert (answer["first_step"], answer["once"], answer["step"]) == (5.5, 8.0, 0.25)
 
 
 @pytest.mark.slow
@@ -295,8 +295,8 @@ def test_bad_input_is_one_line_and_exit_2(
     assert not list(empty_folder.iterdir())
 
 
-def test_a_gpu_that_is_not_there_refuses_the_tier(folder: Path) -> None:
-    """The reason is the accelerator's."""
+def test_a_gpu_that_is_not_there_refuses_the_tier(folder: Path, client: Any) -> None:
+    """The reason is the accelerator's; a bench of which nothing came is no finished one."""
     import torch
 
     if torch.cuda.is_available():
@@ -304,6 +304,9 @@ def test_a_gpu_that_is_not_there_refuses_the_tier(folder: Path) -> None:
     report = bench(["tensors"], accelerator="gpu", **SMALL, **QUICK)
     assert "there is no CUDA device on this machine" in report.configs[0].refused["tensors"]
     assert not report.ok
+    run = client.get_run(report.run_id)
+    assert run.info.status == "FAILED"
+    assert "nothing was measured: tensors: begin: there is no CUDA" in run.data.tags["layerlab.reason"]
 
 
 def test_from_python_names_are_checked(empty_folder: Path) -> None:

@@ -18,7 +18,7 @@ from gallery import SGD, ByHand, ByHandAdam, ForgottenMask, SeedReset, Whole
 from helpers import BUILTINS, Site
 from layerlab import registry
 from layerlab.conformance import SUITE, SUITE_VERSION, check, check_name, problems, world
-from layerlab.conformance.lockstep import prove
+from layerlab.conformance.lockstep import Comparison, prove
 from layerlab.errors import AcceleratorError, PluginError, SpecError
 from layerlab.reference import Adam, gradients, sgd
 from layerlab.rounding import AdamBound, Roundoff, bound_sgd, bound_step, gamma
@@ -80,6 +80,16 @@ def test_the_whole_suite_on_cuda(name: str) -> None:
     """Every check, with the tensors on the device."""
     report = check(name, accelerator="gpu")
     assert report.ok, report.failures
+
+
+def test_a_tensor_does_not_part_beside_itself() -> None:
+    """What else parts at the same step is something else."""
+    seen = Comparison()
+    for tensor in ("w1", "b1", "w1", "b1"):
+        seen.compare(0, tensor, 1.0, 0.0, 0.0)
+    assert not seen.end_step()
+    assert seen.part is not None
+    assert (seen.part.tensor, seen.part.also) == ("w1", ("b1",))
 
 
 # --- the bound ----------------------------------------------------------------------------------------------

@@ -682,6 +682,17 @@ def test_predict_does_not_write_where_it_cannot(regression: Trained, empty_folde
     assert list(empty_folder.iterdir()) == []
 
 
+def test_predict_refuses_weights_that_were_not_exported(
+    regression: Trained, empty_folder: Path, layerlab_cli: Any
+) -> None:
+    """A file that was damaged, or that somebody changed, predicts nothing: as `verify` says of it."""
+    Path("bad.onnx").write_bytes(flipped_weight(regression.model))
+    result = layerlab_cli("predict", "bad.onnx", regression.rows, "-o", "out.csv")
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr == "error: bad.onnx: the weights are not those that were exported\n"
+    assert not Path("out.csv").exists()
+
+
 @pytest.mark.parametrize("key", ["classes", "outputs", "features"])
 @pytest.mark.parametrize(
     "value", ['["large"]', "[1, 2]", '{"large": 1, "small": 2}', "5", "null", "[not JSON"]

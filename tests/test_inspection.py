@@ -126,7 +126,7 @@ def test_what_hangs_is_killed_with_its_children_when_its_time_is_over(
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)]
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_a_command_that_is_stopped_leaves_no_process(
     site: Site, empty_folder: Path, tmp_path: Path, signum: int, code: int

@@ -164,6 +164,9 @@ def test_an_empty_variable_allows_none(site: Site, value: str) -> None:
     site.add("a-dist", {"alpha": "MODULE:Good"})
     site.patch.setenv("LAYERLAB_PLUGINS", value)
     assert names() == BUILTINS
+    with pytest.raises(PluginError, match="no tier is called 'alpha'") as refusal:
+        registry.find("alpha")
+    assert refusal.value.hint == "it is installed, and LAYERLAB_PLUGINS leaves it out"
 
 
 @pytest.mark.parametrize("value", ["a-dist", "A_Dist", " a.dist , missing-dist", "layerlab,a-dist"])

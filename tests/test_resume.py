@@ -388,6 +388,11 @@ class TestRefused:
         assert "is of another spec: name is optim, and in the run nn" in result.stderr
         assert f"the one before it: layerlab resume {before}" in result.stderr
 
+    def test_a_store_that_is_not_there_is_not_made(self, empty_folder: Path, layerlab_cli: Any) -> None:
+        """There is nothing to go on with in it; `compare --runs` says it in the same words."""
+        assert "there is no tracking store sqlite:///mlflow.db" in self.refusal(layerlab_cli, "f" * 32)
+        assert list(empty_folder.iterdir()) == []
+
     def test_a_run_that_is_not_there(self, folder: Path, layerlab_cli: Any) -> None:
         """By id, by --last, by path, and by nothing at all."""
         for wrong in ("abc", "0" * 300, "a\nb"):  # none of them is asked for in the store

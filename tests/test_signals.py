@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from helpers import recorders_waited_for
+from layerlab.tiers.tensors import TensorsTier
 
 STEPS = 10**9
 ENDLESS = f"run -p nn --steps {STEPS} --n 4 --d-in 3 --d-out 2 --hidden 3 --json".split()
@@ -49,6 +50,28 @@ def until_it_waits(process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, "it ended although its store takes nothing"
         asleep = asleep + 1 if stat.read_text().rpartition(")")[2].split()[0] == "S" else 0
         pause.wait(0.001)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("check", ["full-batch", "params-are-copies"])
+def test_a_signal_ends_a_check(
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, check: str
+) -> None:
+    """Within a step of the tier too: it is no verdict on the tier, and no file has one."""
+    made, step = [], TensorsTier.backward
+
+    def signalled(self: TensorsTier, *args: Any) -> Any:
+        made.append(1)
+        if len(made) == 5:
+            signal.raise_signal(signum)
+        return step(self, *args)
+
+    monkeypatch.setattr(TensorsTier, "backward", signalled)
+    result = layerlab_cli("check", "tensors", "--only", check, "--junit", "checks.xml")
+    assert (result.code, result.stdout) == (128 + signum, "")
+    assert result.stderr.splitlines()[-1] == f"error: stopped by {signum.name}"
+    assert len(made) == 5
+    assert list(empty_folder.iterdir()) == []
 
 
 def recorded(client: Any) -> Any:

@@ -156,7 +156,8 @@ def report_text(report: Report) -> str:
         for run in report.runs
         if run.status == "KILLED" and run.run_id  # one that was stopped before it began has none
     ]
-    lines.append(f"compare: {_ui_command(report.tracking_uri)}")
+    if not all(run.offline for run in report.runs):  # else there may be no store yet
+        lines.append(f"compare: {_ui_command(report.tracking_uri)}")
     return "\n".join(lines)
 
 

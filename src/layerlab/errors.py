@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 # Characters of a name that may be what somebody meant.
-_LONGEST_COMPARED = 100
+_LONGEST_COMPARED, _MOST_NAMED = 100, 30
 
 
 class LayerlabError(Exception):
@@ -178,5 +178,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
         return f"did you mean '{close[0]}'?"
     if not names:
         return None
-    shown = ", ".join(known[:_LONGEST_COMPARED] for known in names[:20])
-    return f"there are: {shown}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    shown = ", ".join(known[:_LONGEST_COMPARED] for known in names[:_MOST_NAMED])
+    return f"there are: {shown}" + (
+        f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    )

@@ -80,8 +80,8 @@ class ModelFile:
 
     Raises:
         InputError: There is no such file.
-        ModelError: It is not an ONNX model that stands alone and is of the kind that layerlab exports, or
-            onnxruntime refuses it.
+        ModelError: It is not an ONNX model that stands alone and is of the kind that layerlab exports, its
+            weights are not those that were exported, or onnxruntime refuses it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,6 +92,7 @@ class ModelFile:
         self.proto = load_proto(path)
         check_graph(self.proto, path)
         self.metadata = read_metadata(self.proto, path)
+        check_weights(self.proto, self.metadata, path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
         # Its threads would look out for more work while the tier that it is held against computes.
@@ -255,6 +256,18 @@ def weights_digest(proto: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
+def check_weights(proto: onnx.ModelProto, metadata: dict[str, Any], path: Path) -> bool:
+    """Holds the weights against the digest that the file has of them; whether it has one.
+
+    Raises:
+        ModelError: They are others: the file was damaged, or somebody changed it.
+    """
+    expected = metadata.get("weights_sha256")
+    if expected is not None and expected != weights_digest(proto):
+        raise ModelError(f"{path}: the weights are not those that were exported")
+    return expected is not None
+
+
 def read_metadata(proto: onnx.ModelProto, path: Path) -> dict[str, Any]:
     """What layerlab wrote into a model's metadata; other keys as they are.
 
@@ -309,10 +322,8 @@ def verify(path: str | Path) -> VerifyReport:
         name = "metadata"
         report.metadata = read_metadata(proto, Path(path))
         name = "weights"
-        expected, actual = report.metadata.get("weights_sha256"), weights_digest(proto)
-        if expected is not None and expected != actual:
-            raise ModelError("the weights are not those that were exported")
-        passed(name, "as exported" if expected else "the file has no digest to compare with")
+        known = check_weights(proto, report.metadata, Path(path))
+        passed(name, "as exported" if known else "the file has no digest to compare with")
         name = "onnxruntime"
         passed(name, _check_runs(ModelFile(Path(path))))
     except ModelError as error:

@@ -39,7 +39,7 @@ class Kept(Protocol):
 def recorded(
     recorder: Recorder,
     report: Kept,
-    work: Callable[[Record], None],
+    work: Callable[[Record], str | None],
     *,
     stop: StopSignals,
     kind: str,
@@ -55,7 +55,7 @@ def recorded(
     Args:
         recorder: Where the run is kept: an open store.
         report: What is filled in by the work; kept as ``KIND.json``.
-        work: What is to be done.
+        work: What is to be done; a text that it returns says why nothing came of it: the run is FAILED.
         stop: Held while what was done is kept; after a signal a slow store is not waited for.
         kind: What it is: "comparison", "bench".
         name: Name of the run.
@@ -84,7 +84,7 @@ def recorded(
 
 
 def _keep_whole(
-    record: Record, report: Kept, work: Callable[[Record], None], stop: StopSignals, kind: str
+    record: Record, report: Kept, work: Callable[[Record], str | None], stop: StopSignals, kind: str
 ) -> None:
     """As `recorded`, of a run that is being begun."""
 
@@ -95,7 +95,7 @@ def _keep_whole(
     with ExitStack() as closing:
         try:
             report.run_id = record.started(stop.check)
-            work(record)
+            nothing = work(record)
             closing.enter_context(stop.held())
             _keep(record, report, kind)
         except BaseException as error:
@@ -112,7 +112,7 @@ def _keep_whole(
             if report.unsent is not None and isinstance(error, Interrupted) and error.report is None:
                 error.hint = f"layerlab sync sends what is not in the store yet: {report.unsent['reason']}"
             raise
-        close("FINISHED")
+        close("FINISHED" if nothing is None else "FAILED", nothing)
     stop.check(report)  # since the work was done: all of it is in the report
 
 

@@ -93,6 +93,16 @@ def rows() -> list[TierRow]:
     )
 
 
+def _others(name: str, listed: list[TierRow]) -> str | None:
+    """A hint for a name that no tier has that may be used."""
+    from importlib import metadata
+
+    there = {point.name for point in metadata.entry_points(group=GROUP)}
+    if name.rpartition(":")[2] in there - {row.name for row in listed}:
+        return "it is installed, and LAYERLAB_PLUGINS leaves it out"
+    return did_you_mean(name, [row.selector for row in listed])
+
+
 def builtin_names() -> list[str]:
     """The names of the built-in tiers, from most to least by hand."""
     return ["numpy", "tensors", "autograd", "custom-function", "nn", "optim", "custom-module"]
@@ -118,9 +128,7 @@ def find(name: str, listed: list[TierRow] | None = None) -> TierRow:
         hits = [r for r in listed if r.name == name]
         hits = [r for r in hits if r.builtin] or hits
     if not hits:
-        raise PluginError(
-            f"no tier is called '{one_line(name)}'", hint=did_you_mean(name, [r.selector for r in listed])
-        )
+        raise PluginError(f"no tier is called '{one_line(name)}'", hint=_others(name, listed))
     if len(hits) > 1:
         offered = " and ".join(f"{r.distribution} {r.version}" for r in hits)
         choices = " or ".join(f"{r.distribution}:{r.name}" for r in hits)

@@ -18,7 +18,7 @@ from layerlab.signals import StopSignals
 from layerlab.spec import ExperimentSpec, parse_spec
 from layerlab.startup import collector_paused
 from layerlab.steps import Steps
-from layerlab.storeuri import resolve_uri, with_credentials
+from layerlab.storeuri import refuse_missing, resolve_uri, with_credentials
 from layerlab.strictyaml import parse_yaml
 from layerlab.tracking import OfflineRecorder, Recorder
 
@@ -69,7 +69,9 @@ def resume(
         run_id, shown_uri, chosen = _target(run)
         folder.refuse_links(checkpoint.folder_of(run_id))
         uri = resolve_uri(tracking_uri) if shown_uri is None else with_credentials(shown_uri, tracking_uri)
-        with OfflineRecorder() if _is_offline(run_id) else Recorder() as recorder:
+        if not (offline := _is_offline(run_id)):
+            refuse_missing(uri)
+        with OfflineRecorder() if offline else Recorder() as recorder:
             recorder.open(uri)
             observer.stage("loading torch and Lightning")
             with collector_paused():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from layerlab.errors import TrackingError, one_line
+from layerlab.errors import TrackingError, looked_at, one_line
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
@@ -79,6 +79,23 @@ def refuse_unreachable(uri: str) -> None:
             f"tracking store {without_credentials(uri)} cannot be opened: {reason}",
             hint=f"is the {server} running? {start}or record without it: layerlab run --offline",
         ) from None
+
+
+def refuse_missing(uri: str) -> None:
+    """Looks for the file of a store that something is to be read from: opening it would make it.
+
+    Raises:
+        TrackingError: There is none.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    shown = f"tracking store {without_credentials(uri)}"
+    with looked_at(shown, TrackingError):
+        if not Path(path).exists():
+            raise TrackingError(
+                f"there is no {shown}", hint="--tracking-uri, or the folder in which the runs were made"
+            )
 
 
 def without_credentials(uri: str) -> str:

@@ -108,7 +108,7 @@ def _record(
 ) -> None:
     """Measures within an MLflow run."""
 
-    def work(record: Record) -> None:
+    def work(record: Record) -> str | None:
         with ExitStack() as closing:
             stopped = _measure(report, asked, stop, closing, peers=peers, observer=observer)
             _draw(record, report)
@@ -117,6 +117,7 @@ def _record(
                     _log(record, report)
                 raise stopped
             _log(record, report)
+        return _nothing(report)
 
     configs, names = report.configs, ", ".join(row.selector for row in asked.rows)
     sizes = {
@@ -179,6 +180,15 @@ def _log(record: Record, report: BenchReport) -> None:
     for index, config in enumerate(report.configs):
         record.log_metrics(index, _metrics(config, single=len(report.configs) == 1))
     record.log_metrics(0, {"rounds": report.rounds})
+
+
+def _nothing(report: BenchReport) -> str | None:
+    """Why nobody has a row, or None."""
+    if any(config.rows or config.peers for config in report.configs):
+        return None
+    refused = {name: why for config in report.configs for name, why in config.refused.items()}
+    said = "; ".join(f"{name}: {why}" for name, why in refused.items())
+    return f"nothing was measured: {said}"
 
 
 def _draw(record: Record, report: BenchReport) -> None:

@@ -39,7 +39,8 @@ app.command()(models.predict)
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
-    signal.signal(signal.SIGINT, _interrupt)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be in any script
     try:

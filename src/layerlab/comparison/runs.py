@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerlab.comparison.picture import draw
 from layerlab.comparison.report import RunsReport
-from layerlab.errors import SpecError, TrackingError, looked_at, one_line
+from layerlab.errors import SpecError, TrackingError, one_line
 from layerlab.folder import refuse_unwritable
 from layerlab.recording import picture_path, recorded
 from layerlab.report import Observer
 from layerlab.signals import StopSignals
-from layerlab.storeuri import resolve_uri, sqlite_path, without_credentials
+from layerlab.storeuri import refuse_missing, resolve_uri
 from layerlab.tracking import Recorder
 from layerlab.tracking.store import Store
 
@@ -46,7 +45,7 @@ def compare_runs(
         raise SpecError("a run does not differ from itself", hint="give the ids of two runs")
     refuse_unwritable()
     observer.stage("opening the tracking store")
-    _refuse_missing(resolve_uri(tracking_uri))
+    refuse_missing(resolve_uri(tracking_uri))
     store = Store(tracking_uri)
     runs = [_find(store, run_id) for run_id in (first, second)]
     _refuse_running(runs)
@@ -86,19 +85,6 @@ def compare_runs(
             tags={"layerlab.runs": f"{first}, {second}"},
         )
     return report
-
-
-def _refuse_missing(uri: str) -> None:
-    """Looks for the store's file first: opening one that is not there would make it."""
-    path = sqlite_path(uri)
-    if path is None:
-        return
-    shown = f"tracking store {without_credentials(uri)}"
-    with looked_at(shown, TrackingError):
-        if not Path(path).exists():
-            raise TrackingError(
-                f"there is no {shown}", hint="--tracking-uri, or the folder in which the runs were made"
-            )
 
 
 def _find(store: Store, run_id: str) -> Run:

@@ -118,7 +118,9 @@ def _plan(spec: ExperimentSpec, observer: Observer) -> tuple[list[Job], Prepared
     """
     rows = registry.select(spec.plugins)
     if len(rows) < 2:
-        raise SpecError(f"there is nothing to compare '{rows[0].selector}' with", hint="give --plugin twice")
+        raise SpecError(
+            f"there is nothing to compare '{rows[0].selector}' with", hint="--plugin A --plugin B: two tiers"
+        )
     recipe = registry.load(rows[0]).recipe
     bias = recipe.bias if spec.net.bias is None else spec.net.bias
     net = spec.net.model_copy(update={"init": spec.net.init or recipe.init, "bias": bias})

@@ -120,7 +120,8 @@ class Comparison:
         if not self._parts:
             return True
         first, *rest = self._parts
-        self.part = Part(**{**vars(first), "also": tuple(dict.fromkeys(p.tensor for p in rest))})
+        also = dict.fromkeys(part.tensor for part in rest if part.tensor != first.tensor)
+        self.part = Part(**{**vars(first), "also": tuple(also)})
         return False
 
 
