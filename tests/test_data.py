@@ -431,6 +431,19 @@ def regression(_houses_folder: Path) -> Trained:
         return trained(_houses_folder, "price")
 
 
+@pytest.mark.parametrize(("apart", "shown"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
+def test_columns_that_are_separated_otherwise(
+    empty_folder: Path, layerlab_cli: Any, apart: str, shown: str
+) -> None:
+    """All of a row is one column then; what separates it is named."""
+    Path("semi.csv").write_text(f"area{apart}price\n1{apart}2\n3{apart}4\n")
+    result = layerlab_cli("run", "--data", "semi.csv", "--target", "price")
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == (
+        f"hint: its columns seem to be separated by {shown}: a comma is what is read"
+    )
+
+
 @pytest.fixture(scope="module")
 def classification(_houses_folder: Path) -> Trained:
     """A model of two classes."""

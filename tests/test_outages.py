@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 import layerlab
 from helpers import TINY, recorders_waited_for, run_command
 from layerlab import journal, syncing
+from layerlab.console import sync_text
 from layerlab.errors import Interrupted, JournalError, TrackingError
 from layerlab.progress import Progress
 from layerlab.report import Observer
@@ -242,6 +243,10 @@ def test_offline_needs_no_store(
     assert report.ok
     (found,) = client.search_runs([client.get_experiment_by_name("layerlab").experiment_id])
     assert found.data.tags["layerlab.offline_id"] == run["run_id"]
+    assert [one.stored_as for one in report.runs] == [found.info.run_id]
+    assert sync_text(report).endswith(
+        f"run {run['run_id']} was recorded without a store, which has it as {found.info.run_id}"
+    )
     assert found.data.params["train.steps"] == "12"
     assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["random"]
     losses = sorted(m.step for m in client.get_metric_history(found.info.run_id, "loss"))

@@ -140,7 +140,8 @@ def test_a_run_that_was_deleted_takes_no_points(folder: Path, client: Any) -> No
     assert "deleted" in unsent.reason
     assert journal.count_points(Path(unsent.path)) == 50
     client.restore_run(kept.run_id)
-    assert Store().deliver(Path(unsent.path)) is None, "once it may be written to, nothing is missing"
+    sent = Store().deliver(Path(unsent.path))
+    assert sent == (kept.run_id, None), "once it may be written to, nothing is missing"
     assert len(history(client, kept.run_id, "loss")) == 50
     assert client.get_run(kept.run_id).info.status == "FINISHED"
 
@@ -319,7 +320,7 @@ def test_what_was_sent_of_another_journal_does_not_count(folder: Path, client: A
     """Of an earlier one, or of one whose end a power loss took: where no entry ends, all is sent."""
     path = left_behind(client, journal.series("loss", 0, np.ones(50), 1.0, 0.02))
     Progress(path).write(path.stat().st_size + past)
-    assert Store().deliver(path) is None
+    assert Store().deliver(path)[1] is None
     assert len(history(client, path.stem, "loss")) == 50
     assert client.get_run(path.stem).info.status == "KILLED"
 
@@ -366,7 +367,7 @@ def test_a_file_that_is_gone_holds_nothing_up(folder: Path, client: Any) -> None
     assert (run.data.tags["a"], run.info.status) == ("b", "FINISHED")
     for name in ("gone.png", "../elsewhere"):
         Path(name).write_text("here")
-    assert Store().deliver(Path(unsent.path)) is not None, "what is elsewhere is not sent"
+    assert Store().deliver(Path(unsent.path))[1] is not None, "what is elsewhere is not sent"
     assert [file.path for file in client.list_artifacts(kept.run_id)] == ["gone.png"]
     assert client.get_run(kept.run_id).info.status == "FINISHED"
 
@@ -475,7 +476,7 @@ def test_a_journal_that_was_sent_between_two_looks_is_gone(
         flock(*arguments)
 
     monkeypatch.setattr(journal.fcntl, "flock", late)
-    assert store.deliver(path) is None
+    assert store.deliver(path)[1] is None
     assert client.get_run(path.stem).info.status == "RUNNING"
 
 

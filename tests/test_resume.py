@@ -406,7 +406,7 @@ class TestRefused:
             "error: checkpoint checkpoints/x/step-3.ckpt: No such file or directory\n",
         )
         assert "say which run" in self.refusal(layerlab_cli)
-        assert "say which run" in self.refusal(layerlab_cli, "abc", "--last")
+        assert "a run and --last exclude each other" in self.refusal(layerlab_cli, "abc", "--last")
 
     def test_other_data(self, folder: Path, layerlab_cli: Any) -> None:
         """A table that changed since is not the data of the run."""

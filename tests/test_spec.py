@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -504,6 +505,14 @@ def test_print_config_prints_a_config(empty_folder: Path, layerlab_cli: Any, arg
     again = layerlab_cli("run", "--config", file, "--print-config")
     assert again == shown
     assert list(empty_folder.iterdir()) == [file]
+
+
+def test_print_config_prints_json_where_that_is_asked_for(layerlab_cli: Any) -> None:
+    """A list, an entry a tier, with what YAML has of it."""
+    arguments = ("run", "--plugin", "numpy", "--plugin", "nn", "--print-config")
+    listed = json.loads(layerlab_cli(*arguments, "--json").stdout)
+    assert listed == list(yaml.safe_load_all(layerlab_cli(*arguments).stdout))
+    assert [entry["plugins"] for entry in listed] == [["numpy"], ["nn"]]
 
 
 def test_print_config_of_several_tiers_is_one_document_each(layerlab_cli: Any, tmp_path: Path) -> None:

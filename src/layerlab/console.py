@@ -180,6 +180,11 @@ def sync_text(report: SyncReport) -> str:
     ]
     columns = ["run", "store", "sent", "left", "why"]
     lines = [table(columns, rows, right=["sent", "left"])] if rows else ["nothing to send"]
+    lines += [
+        f"run {run.run_id} was recorded without a store, which has it as {run.stored_as}"
+        for run in report.runs
+        if run.stored_as not in ("", run.run_id)
+    ]
     lines += [f"run {run_id} is still running, and sends by itself" for run_id in report.running]
     return "\n".join(lines)
 
@@ -291,7 +296,8 @@ def bench_text(report: BenchReport) -> str:
         parts.append(f"peers not installed: {names} ({install})")
     if any(config.rows for config in report.configs):
         legend = ["floor: the five matrix products alone, as a share of a bare step;"]
-        legend += ["(x): of a bare loop that took turns with the training;"]
+        if any(row.beside for config in report.configs for row in config.rows):
+            legend += ["(x): of a bare loop that took turns with the training;"]
         if report.against:
             said = "of its bare loop, which took turns too (NumPy's threads and torch's take none)"
             legend += [f"/ {report.against}: {said};"]

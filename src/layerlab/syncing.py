@@ -31,6 +31,8 @@ class Synced:
         unsent: Those of them that the store did not take.
         path: The journal, where something is left in it; else "".
         reason: Why something is left.
+        stored_as: The run's id in the store: another than the journal's where it was recorded without one;
+            "" where the store was not reached.
     """
 
     run_id: str
@@ -39,6 +41,7 @@ class Synced:
     unsent: int = 0
     path: str = ""
     reason: str | None = None
+    stored_as: str = ""
 
 
 @dataclass
@@ -166,7 +169,7 @@ def _send(recorder: Recorder, path: Path, known: Header, tracking_uri: str | Non
         recorder.open(uri)
         recorder.opened()
         synced.tracking_uri = recorder.shown_uri
-        unsent = recorder.deliver(path)
+        synced.stored_as, unsent = recorder.deliver(path)
     except Interrupted:
         raise
     except FileNotFoundError:  # somebody else sent it meanwhile

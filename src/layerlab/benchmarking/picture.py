@@ -32,7 +32,7 @@ def draw(path: Path, report: BenchReport) -> None:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # beside nothing that is drawn
     figure.savefig(path, dpi=120)
 
 
@@ -48,7 +48,8 @@ def _bars(axes: Any, report: BenchReport) -> None:
         places = [place + (i - (len(modes) - 1) / 2) * width for place in range(len(medians))]
         error = {"ecolor": "0.25", "capsize": 2, "elinewidth": 1}
         axes.bar(places, medians, width, yerr=[low, high], label=mode, color=_COLOURS[i], error_kw=error)
-    axes.set_xticks(range(len(config.rows)), [row.tier for row in config.rows], rotation=20)
+    names = [row.tier for row in config.rows]
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
     axes.set(
         ylabel="microseconds a step", title=f"{config.label}: median and {interval_label(report.rounds)}"
     )

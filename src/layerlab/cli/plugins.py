@@ -72,7 +72,7 @@ def show_plugin(
     source = details.pop("source")
     documentation = details.pop("documentation")
     for key, value in details.items():
-        emit(f"{key + ':':15}{_cell(value)}")
+        emit(f"{key + ':':18}{_cell(value)}")
     emit(f"\n{documentation}\n\n{source}")
 
 

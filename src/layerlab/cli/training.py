@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 Plugins = Annotated[
     list[str] | None,
-    typer.Option("--plugin", "-p", help="Tier to train; may be repeated; 'all' is the seven built-in ones."),
+    typer.Option(
+        "--plugin",
+        "-p",
+        help="Tier to train; may be repeated; 'all' is the seven built-in ones. [default: custom-module]",
+    ),
 ]
 Config = Annotated[Path | None, typer.Option(help="YAML file of an experiment; flags override it.")]
 Settings = Annotated[
@@ -78,7 +83,8 @@ def run(
         from layerlab.planning import resolve
 
         specs = resolve(**source, **flags)
-        emit("---\n".join(spec.as_yaml() for spec in specs).rstrip())
+        text = "---\n".join(spec.as_yaml() for spec in specs).rstrip()
+        emit(json.dumps([spec.as_dict() for spec in specs], indent=2) if as_json else text)
         return
     from layerlab import runner
 
@@ -101,7 +107,9 @@ def resume(
     as_json: common.Json = False,
 ) -> None:
     """Go on with a run that was broken off, or add steps to one that is finished."""
-    if (run is None) == (not last):
+    if run is not None and last:
+        raise SpecError("a run and --last exclude each other", hint="give one of them")
+    if run is None and not last:
         raise SpecError("say which run", hint="layerlab resume RUN_ID, a checkpoint's path, or --last")
     from layerlab import resuming
 

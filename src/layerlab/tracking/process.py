@@ -86,7 +86,7 @@ class Recording:
         self._delivery = self._store.resume_run(known, info)
         return self._delivery.run_id
 
-    def deliver(self, path: Path, reason: str | None) -> Unsent | None:
+    def deliver(self, path: Path, reason: str | None) -> tuple[str, Unsent | None]:
         """Sends a journal that nobody holds, and closes its run.
 
         Raises:

@@ -104,7 +104,7 @@ class Recorder:
             lambda check: Journal(path_of(self._result(starting, check))), self._finish, known.recorded
         )
 
-    def deliver(self, path: Path, reason: str | None = None) -> Unsent | None:
+    def deliver(self, path: Path, reason: str | None = None) -> tuple[str, Unsent | None]:
         """Has a journal sent that nobody holds.
 
         Args:
@@ -112,14 +112,14 @@ class Recorder:
             reason: Why its run is KILLED, where it does not say how it ended.
 
         Returns:
-            What the store did not take, or None.
+            The run's id in the store, and what the store did not take, or None.
 
         Raises:
             TrackingError: The store is gone.
             JournalError: The journal is damaged.
         """
-        unsent: Unsent | None = self._result(self._call("deliver", path, reason))
-        return unsent
+        delivered: tuple[str, Unsent | None] = self._result(self._call("deliver", path, reason))
+        return delivered
 
     def close_killed(self, run_id: str, reason: str) -> None:
         """Has a run closed as KILLED whose processes are gone, and nothing else.

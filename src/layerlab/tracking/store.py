@@ -186,7 +186,7 @@ class Store:
                 raise
             return Delivery(self.client, run_id, experiment_id, held, uri=self.uri)
 
-    def deliver(self, path: Path, reason: str | None = None) -> Unsent | None:
+    def deliver(self, path: Path, reason: str | None = None) -> tuple[str, Unsent | None]:
         """Sends what is left of a journal that nobody holds; its run is made if it is not there, and closed.
 
         Args:
@@ -194,7 +194,8 @@ class Store:
             reason: Why its run is KILLED, where it does not say how it ended.
 
         Returns:
-            What the store did not take, or None: then the journal is gone.
+            The run's id in the store, which of a run that was recorded without one is another than its
+            journal's; and what the store did not take, or None: then the journal is gone.
 
         Raises:
             TrackingError: The store does not know the run, or the run goes on.
@@ -202,7 +203,7 @@ class Store:
         """
         held = alone(path)
         if held is None:
-            return None
+            return path.stem, None
         try:
             known = header(path)
             with translated(self.uri, "does not take the run"):
@@ -218,7 +219,7 @@ class Store:
             held.close()
             raise
         delivery = Delivery(self.client, run.info.run_id, run.info.experiment_id, held, late, self.uri)
-        return delivery.end("KILLED", reason or GONE)
+        return run.info.run_id, delivery.end("KILLED", reason or GONE)
 
     def close_killed(self, run_id: str, reason: str) -> None:
         """Closes a run as KILLED if it is RUNNING, and does nothing else to it.
@@ -237,7 +238,7 @@ class Store:
         Raises:
             TrackingError: There is no such run, it runs, or its journal cannot be sent.
         """
-        if path_of(run_id).exists() and (unsent := self.deliver(path_of(run_id))) is not None:
+        if path_of(run_id).exists() and (unsent := self.deliver(path_of(run_id))[1]) is not None:
             raise TrackingError(
                 f"run {run_id}: {unsent.points} points are not in {self.shown_uri}: {unsent.reason}",
                 hint="layerlab sync, once that is mended",
