@@ -421,7 +421,6 @@ def test_a_folder_that_may_not_be_entered_is_named(
         "compare --plugin nn --plugin optim",
         "check nn",
         "bench nn",
-        "plugins",
     ],
 )
 def test_a_folder_that_is_gone_is_one_line(

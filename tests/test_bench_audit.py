@@ -80,8 +80,9 @@ def test_a_coarse_gradient_shows_where_the_targets_are_far(monkeypatch: pytest.M
 
     sizes = [(64, 1000, 100, 10), (256, 500, 200, 10), (8, 7, 5, 3), (1, 1, 1, 1), (3, 5, 2, 2)]
     assert [said(TensorsTier, each) for each in sizes] == [None] * len(sizes)
-    seen = str(said(Halves, sizes[0]))
-    assert seen.startswith("after the timing, as a whole, with far targets, step 3, w1["), seen
+    for each in (sizes[0], (1024, 500, 100, 10)):
+        seen = str(said(Halves, each))
+        assert seen.startswith("after the timing, as a whole, with far targets, step 3, w1["), seen
     monkeypatch.setattr(audit, "FAR", 1.0)
     assert said(Halves, sizes[0]) is None
 

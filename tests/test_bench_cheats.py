@@ -349,7 +349,7 @@ class Vanishes(ByHand):
 
 
 class Bursts(Whole):
-    '''Takes its process with it on rows of eleven columns: at once, and of twelve, after its warm-up.'''
+    '''Takes its process with it on rows of eleven columns: at once, and of twelve, once it is timed.'''
 
     made = 0
 
@@ -357,7 +357,7 @@ class Bursts(Whole):
         super().__init__(params, **run)
         columns = len(params.w1)
         Bursts.made += columns == 12
-        if columns == 11 or Bursts.made > 1:
+        if columns == 11 or Bursts.made > 2:  # made twice to find out how long it takes
             open("ended", "a").close()
             os._exit(3)
 

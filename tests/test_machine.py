@@ -60,6 +60,14 @@ class TestSettling:
         assert time.thread_time() - began < busy()
 
 
+def test_who_cannot_look_takes_it_that_all_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A thread that ended between two looks is at rest; where there are no threads to see, nobody runs."""
+    assert not machine._runs(tmp_path / "gone")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "none")
+    monkeypatch.setattr(machine, "_SPINNING", 0.0)
+    assert machine.settle()
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no high-water mark to put back")
 class TestPeak:
     """What is held at once counts, whoever held the memory before."""

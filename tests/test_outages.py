@@ -245,7 +245,7 @@ def test_offline_needs_no_store(
     assert found.data.tags["layerlab.offline_id"] == run["run_id"]
     assert [one.stored_as for one in report.runs] == [found.info.run_id]
     assert sync_text(report).endswith(
-        f"run {run['run_id']} was recorded without a store, which has it as {found.info.run_id}"
+        f"run {run['run_id']} was recorded offline; the store has it as {found.info.run_id}"
     )
     assert found.data.params["train.steps"] == "12"
     assert [d.dataset.name for d in found.inputs.dataset_inputs] == ["random"]

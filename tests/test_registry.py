@@ -110,7 +110,7 @@ def test_show_prints_documentation_recipe_and_source(layerlab_cli: Any, name: st
     assert details["documentation"] in text.stdout
     assert text.stdout.endswith(f"{details['source']}\n")
     recipe = ", ".join(f"{key} {value}" for key, value in details["recipe"].items())
-    assert f"recipe:        {recipe}" in text.stdout.splitlines()
+    assert f"{'recipe:':18}{recipe}" in text.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

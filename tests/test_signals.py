@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from helpers import recorders_waited_for
+from layerlab import cli
+from layerlab.modelfile import ModelFile
 from layerlab.tiers.tensors import TensorsTier
 
 STEPS = 10**9
@@ -53,25 +55,82 @@ def until_it_waits(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("check", ["full-batch", "params-are-copies"])
+@pytest.mark.parametrize(
+    ("check", "within", "at"),
+    [
+        ("full-batch", (TensorsTier, "backward"), 5),
+        ("params-are-copies", (TensorsTier, "backward"), 5),
+        ("export-agrees", (ModelFile, "run"), 1),
+    ],
+)
 def test_a_signal_ends_a_check(
-    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, check: str
+    empty_folder: Path,
+    layerlab_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals,
+    check: str,
+    within: tuple[type, str],
+    at: int,
 ) -> None:
-    """Within a step of the tier too: it is no verdict on the tier, and no file has one."""
-    made, step = [], TensorsTier.backward
-
-    def signalled(self: TensorsTier, *args: Any) -> Any:
-        made.append(1)
-        if len(made) == 5:
-            signal.raise_signal(signum)
-        return step(self, *args)
-
-    monkeypatch.setattr(TensorsTier, "backward", signalled)
+    """Wherever it comes: it is no verdict on the tier, and no file has one."""
+    made = signalled(monkeypatch, *within, at, signum)
     result = layerlab_cli("check", "tensors", "--only", check, "--junit", "checks.xml")
     assert (result.code, result.stdout) == (128 + signum, "")
     assert result.stderr.splitlines()[-1] == f"error: stopped by {signum.name}"
-    assert len(made) == 5
+    assert len(made) == at
     assert list(empty_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_no_verdict_on_a_file(
+    folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
+    """Of `verify`, in the midst of onnxruntime."""
+    assert layerlab_cli("run", "-p", "nn", "--steps", 3, "--n", 4, "--d-in", 3).code == 0
+    (model,) = Path("models").glob("*.onnx")
+
+    class Session:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            signal.raise_signal(signum)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    result = layerlab_cli("verify", model)
+    assert (result.code, result.stdout) == (128 + signum, "")
+    assert result.stderr == f"error: stopped by {signum.name}\n"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_the_first_is_told_is_let_be(
+    empty_folder: Path,
+    layerlab_cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    first: signal.Signals,
+    second: signal.Signals,
+) -> None:
+    """Of either kind: the command is ending."""
+    signalled(monkeypatch, TensorsTier, "backward", 1, first)
+    told = cli.complain
+    monkeypatch.setattr(cli, "complain", lambda error: (signal.raise_signal(second), told(error)))
+    result = layerlab_cli("check", "tensors", "--only", "full-batch")
+    assert result.code == 128 + first
+    assert result.stderr.splitlines()[-1] == f"error: stopped by {first.name}"
+
+
+def signalled(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int, signum: signal.Signals
+) -> list[int]:
+    """Has a signal come with one of the calls of a method; the calls."""
+    made, method = list[int](), getattr(owner, name)
+
+    def called(*args: Any) -> Any:
+        made.append(1)
+        if len(made) == at:
+            signal.raise_signal(signum)
+        return method(*args)
+
+    monkeypatch.setattr(owner, name, called)
+    return made
 
 
 def recorded(client: Any) -> Any:

@@ -156,7 +156,7 @@ def report_text(report: Report) -> str:
         for run in report.runs
         if run.status == "KILLED" and run.run_id  # one that was stopped before it began has none
     ]
-    if not all(run.offline for run in report.runs):  # else there may be no store yet
+    if not report.runs or not all(run.offline for run in report.runs):  # else there may be no store yet
         lines.append(f"compare: {_ui_command(report.tracking_uri)}")
     return "\n".join(lines)
 
@@ -181,7 +181,7 @@ def sync_text(report: SyncReport) -> str:
     columns = ["run", "store", "sent", "left", "why"]
     lines = [table(columns, rows, right=["sent", "left"])] if rows else ["nothing to send"]
     lines += [
-        f"run {run.run_id} was recorded without a store, which has it as {run.stored_as}"
+        f"run {run.run_id} was recorded offline; the store has it as {run.stored_as}"
         for run in report.runs
         if run.stored_as not in ("", run.run_id)
     ]

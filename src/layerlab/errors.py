@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Characters of a name that may be what somebody meant.
+# Characters of a name that may be what somebody meant, and names that are listed where none may be.
 _LONGEST_COMPARED, _MOST_NAMED = 100, 30
 
 
@@ -108,6 +108,18 @@ class JournalError(RunError):
 
 class ModelError(RunError):
     """An ONNX model fails a check."""
+
+
+class Stopped(BaseException):
+    """A signal came where nobody looks out for one: the command ends, and nobody takes it for an error.
+
+    Args:
+        signum: The number of the signal.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 class Interrupted(LayerlabError):  # noqa: N818 -- nobody made an error

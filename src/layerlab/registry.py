@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerlab.errors import ContractError, Interrupted, PluginError, did_you_mean, one_line
+from layerlab.errors import ContractError, PluginError, Stopped, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -97,9 +97,13 @@ def _others(name: str, listed: list[TierRow]) -> str | None:
     """A hint for a name that no tier has that may be used."""
     from importlib import metadata
 
-    there = {point.name for point in metadata.entry_points(group=GROUP)}
-    if name.rpartition(":")[2] in there - {row.name for row in listed}:
-        return "it is installed, and LAYERLAB_PLUGINS leaves it out"
+    distribution, _, short = name.rpartition(":")
+    if (allowed := _allowed()) is not None:
+        for point in metadata.entry_points(group=GROUP):
+            offered = normalised(point.dist.name if point.dist is not None else "")
+            meant = distribution == "" or normalised(distribution) == offered
+            if point.name == short and meant and offered not in allowed | {_OWN}:
+                return "it is installed, and LAYERLAB_PLUGINS leaves it out"
     return did_you_mean(name, [row.selector for row in listed])
 
 
@@ -163,7 +167,7 @@ def load(row: TierRow) -> type[Tier]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             tier = row.entry_point.load()
-    except (KeyboardInterrupt, Interrupted):
+    except (KeyboardInterrupt, Stopped):
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"

@@ -32,7 +32,7 @@ class Synced:
         path: The journal, where something is left in it; else "".
         reason: Why something is left.
         stored_as: The run's id in the store: another than the journal's where it was recorded without one;
-            "" where the store was not reached.
+            "" where it was not reached, or somebody else sent the journal.
     """
 
     run_id: str

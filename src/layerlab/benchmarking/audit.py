@@ -4,8 +4,8 @@ Two things are looked at. *That the work was done while the clock ran:* the orac
 the same start on the same rows, and what every single step brought must be what it brings, to half a step
 and what a switch brings.
 *That it is still the right work:* the object then makes a few more steps on other rows in the same memory,
-each compared with the oracle within the bound of that one step, the last of them with targets so far away
-that its update is large beside the rounding of a weight.
+each compared with the oracle within the bound of that one step, and at last one as a whole, and one in parts,
+with targets so far away that an update is large beside the rounding of a weight.
 
 How far two correct trainings may be apart. An error that is there grows with the curvature, and `problem`
 chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than

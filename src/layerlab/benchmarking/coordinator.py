@@ -75,7 +75,8 @@ def bench(
 
     Raises:
         InputError: It cannot be done as asked; nothing was recorded.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or FINISHED where all rounds were over.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or, where all rounds were over, FINISHED, or
+            FAILED where nobody has a row.
             Where there are whole rounds, they are in it, and in the ``report`` of the error.
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
@@ -186,7 +187,10 @@ def _nothing(report: BenchReport) -> str | None:
     """Why nobody has a row, or None."""
     if any(config.rows or config.peers for config in report.configs):
         return None
-    refused = {name: why for config in report.configs for name, why in config.refused.items()}
+    refused = dict[str, str]()
+    for config in report.configs:
+        for name, why in config.refused.items():
+            refused.setdefault(name, why)
     said = "; ".join(f"{name}: {why}" for name, why in refused.items())
     return f"nothing was measured: {said}"
 

@@ -77,17 +77,24 @@ def settle() -> bool:
     processors, they take turns with these. The oracle's work before a clock starts must not be in what the
     clock shows.
     """
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():  # there is no such folder on this system: nobody can look
+        time.sleep(_SPINNING)
+        return True
     late = time.monotonic() + _LONGEST
     own = str(threading.get_native_id())
+    while any(task.name != own and _runs(task) for task in tasks.iterdir()):
+        if time.monotonic() >= late:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def _runs(task: Path) -> bool:
     try:
-        while time.monotonic() < late and any(
-            task.name != own and (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
-            for task in Path("/proc/self/task").iterdir()
-        ):
-            time.sleep(_LOOK)
-    except OSError:  # there is no such folder on this system, or a thread ended
-        time.sleep(_SPINNING)
-    return time.monotonic() < late
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # the thread has ended
+        return False
 
 
 def give_back() -> None:

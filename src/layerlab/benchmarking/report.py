@@ -72,8 +72,9 @@ class Row:
         timings: By mode: "bare", "lightning", "tracked".
         beside: By mode of a training: a bare loop that took turns with it.
         against: By mode of a training: another tier's bare loop, likewise, if that was asked for.
-        first_step: Seconds of the first step on the problem, compilation included.
-        once: What the first two steps took beyond two later ones: what is compiled, captured and set up once.
+        first_step: Seconds of the first step on the problem, compilation included, the constructor's too.
+        once: What the first two steps took beyond two later ones, and making the tier beyond making it again:
+            what is compiled, captured and set up once.
         gflops: Arithmetic of the bare loop, 10^9 operations of the five matrix products a second.
         floor: These products alone, half of them before the bare loop and half after it.
         floor_share: Their time as a share of a bare step's.

@@ -80,8 +80,12 @@ class BareLoop:
         overwrite(self.batch, self.problem)
 
     def finish(self) -> None:
-        """Reads the parameters: a tier pays for what it put off. Nothing of its answers is its own then."""
-        self.end, self.losses = Params.copy_of(*self.tier.params()), [*self.losses]
+        """Reads the parameters: a tier pays for what it put off."""
+        self.end = self.tier.params()
+
+    def seal(self) -> None:
+        """Copies what was answered, once the clock stands: a tier may write to what it handed out."""
+        self.end, self.losses = Params.copy_of(*self.end), [*self.losses]
 
 
 def roundings_of(tier_class: type[Tier], problem: TimedProblem) -> int:
@@ -171,15 +175,21 @@ class Turns:
 
     def _swap(self, steps: int, *, last: bool = False) -> None:
         if last:
-            self.end = Params.copy_of(*self.finish())
+            self.end = self.finish()
         self._synchronise()
         began = time.perf_counter()
         self.seconds += began - self._began
+        if last:  # as `BareLoop.seal`
+            self.end, self.losses = Params.copy_of(*self.end), [*self.losses]
+            began = time.perf_counter()
         for number in self._order:
             self._beside[number].made(steps, last=last)
             self._synchronise()
             ended = time.perf_counter()
             self.beside_seconds[number] += ended - began
+            if last:
+                self._beside[number].seal()
+                ended = time.perf_counter()
             began = ended
         self._order.reverse()
         self._began = began

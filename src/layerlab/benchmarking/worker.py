@@ -90,7 +90,7 @@ class Worker:
         self._store = store
         self._recorder: Recorder | None = None
         self._peak = 0
-        self._kept = self._rested = False
+        self._kept, self._rested = False, True
 
     def begun(self) -> dict[str, Any]:
         """The machine and the settings, as this process sees them."""
@@ -121,8 +121,9 @@ class Worker:
         problem = self._draw(most, seed)
         loops = list[BareLoop]()
         # What is compiled when the tier is made is compiled as well: what that takes beyond a later time.
-        made, again = (self._clock(lambda: loops.append(self._loop(problem))) for _ in range(2))
-        loop = loops.pop(0)
+        made = self._clock(partial(self._loop, problem))
+        again = self._clock(lambda: loops.append(self._loop(problem)))
+        (loop,) = loops
         first, second = (self._clock(partial(loop.run, 1)) for _ in range(2))
         first += max(0.0, made - again)
         count, seconds = 1, 0.0
@@ -164,7 +165,7 @@ class Worker:
         end of the clock: a thread of the tier's could work meanwhile.
         """
         few, half = max(1, steps // _SHORTER), steps // 2
-        self._rested = False
+        self._rested = True
         problem = self._draw(few + steps, seed)
         floor = self._products(problem, few)
         floor_seconds = self._floor(floor, few, half)
@@ -182,10 +183,11 @@ class Worker:
 
         seconds = self._clock(timed)
         self._peak = peak.grown()
+        loop.seal()
         fault = fault or changed(self._settings)
         floor_seconds += self._floor(floor, few, steps - half)
         if not self._rested:
-            fault = fault or "its threads never rest: what the products take beside them is no floor"
+            fault = fault or "its threads do not rest: what the products take beside them is no floor"
         return Measured(
             seconds / steps,
             lambda: fault or self._audit_loop(loop, (few, steps)),
@@ -194,7 +196,7 @@ class Worker:
 
     def _floor(self, floor: Callable[[int], None], few: int, steps: int) -> float:
         """What so many steps' products take, when no other thread looks out for work and few were made."""
-        self._rested |= settle()
+        self._rested &= settle() or settle()  # on a busy machine a thread rests later
         floor(few)
         return self._clock(partial(floor, steps))
 

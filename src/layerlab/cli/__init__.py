@@ -14,7 +14,7 @@ import typer
 from layerlab import startup
 from layerlab.cli import bench, models, plugins, proof, training
 from layerlab.cli.common import complain, emit
-from layerlab.errors import Interrupted, LayerlabError
+from layerlab.errors import Interrupted, LayerlabError, Stopped
 from layerlab.streams import Unheard, open_closed, say
 
 app = typer.Typer(
@@ -45,10 +45,14 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be in any script
     try:
         app()
-    except LayerlabError as error:
-        complain(error)
-        sys.exit(error.exit_code)
-    sys.exit(0)
+    except Stopped as stopped:
+        error: LayerlabError = Interrupted(stopped.signum)
+    except LayerlabError as refused:
+        error = refused
+    else:
+        sys.exit(0)
+    complain(error)
+    sys.exit(error.exit_code)
 
 
 def entry() -> NoReturn:
@@ -66,7 +70,7 @@ def entry() -> NoReturn:
         code = ended.code
     except BaseException:  # noqa: BLE001 -- shown as Python would show it
         sys.excepthook(*sys.exc_info())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_signals()
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -78,8 +82,13 @@ def entry() -> NoReturn:
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:  # noqa: ARG001 -- the handler's signature
-    signal.signal(signum, signal.SIG_IGN)  # it is ending: once is enough
-    raise Interrupted(signum)
+    _ignore_signals()  # it is ending: once is enough
+    raise Stopped(signum)
+
+
+def _ignore_signals() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _version(wanted: bool) -> None:
@@ -99,7 +108,6 @@ def _root(
     """One two-layer network at every level of abstraction."""
     from layerlab import folder
 
-    folder.here()  # where it is gone oneMKL ends the process, as soon as torch computes something
     # Runs of this folder whose processes are gone are closed, whatever the command is.
     if folder.something_there():
         from layerlab import syncing

@@ -71,6 +71,9 @@ def bench(
     if mode:
         arguments["modes"] = mode
     from layerlab import console
+    from layerlab.folder import here
+
+    here()  # where it is gone oneMKL ends the process, as soon as torch computes something
     from layerlab.benchmarking import bench as measure
 
     def action() -> BenchReport:

@@ -12,6 +12,7 @@ import typer
 from layerlab.cli import common
 from layerlab.cli.common import emit
 from layerlab.errors import AcceleratorError, DataError, PluginError, SpecError, looked_at
+from layerlab.folder import here
 from layerlab.streams import results_alone
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def check(
             if junit.is_dir() or not junit.absolute().parent.is_dir():
                 there = "is a folder" if junit.is_dir() else f"there is no folder {junit.parent}"
                 raise DataError(f"--junit {junit}: {there}")
+    here()  # where it is gone oneMKL ends the process, as soon as torch computes something
     rows = registry.rows()
     if tiers:
         rows = list({row.selector: row for row in (registry.find(name, rows) for name in tiers)}.values())
@@ -149,6 +151,7 @@ def compare(
             "there is nothing to compare",
             hint="give --plugin A --plugin B, or --runs with the ids of two runs",
         )
+    here()  # as `check`
     from layerlab import console
 
     def action() -> Any:

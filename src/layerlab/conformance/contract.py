@@ -13,7 +13,6 @@ import torch
 
 from layerlab.conformance import world
 from layerlab.conformance.scorecard import Finding, NotApplicable, as_finding, raised
-from layerlab.errors import Interrupted
 from layerlab.reference import forward
 from layerlab.rounding import Roundoff, bound_step
 from layerlab.tier import CONTRACT_VERSION, Params, host_copy
@@ -37,7 +36,7 @@ def everywhere(check: Callable[[Subject], Finding]) -> Callable[[Subject], Findi
             said = f"{variant.precision}, {'bias' if variant.bias else 'no bias'}"
             try:
                 finding = check(variant)
-            except (NotApplicable, Interrupted):
+            except NotApplicable:
                 raise
             except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever it is, it is told with the variant
                 finding = raised(error)

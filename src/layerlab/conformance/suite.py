@@ -13,7 +13,7 @@ from layerlab.conformance import abilities, contract, proofs
 from layerlab.conformance.scorecard import CheckReport, CheckResult, Finding, NotApplicable, raised
 from layerlab.conformance.subject import Subject
 from layerlab.conformance.world import Kept
-from layerlab.errors import AcceleratorError, Interrupted, PluginError, SpecError, did_you_mean, one_line
+from layerlab.errors import AcceleratorError, PluginError, SpecError, did_you_mean, one_line
 from layerlab.tier import Tier
 
 if TYPE_CHECKING:
@@ -155,8 +155,6 @@ def examine(subject: Subject, check: Check) -> CheckResult:
         verdict = "pass" if finding.ok else "fail"
     except NotApplicable as reason:
         verdict, finding = "n/a", Finding(True, detail=str(reason))
-    except Interrupted:
-        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a tier raises, the others are checked
         finding = raised(error)
     return CheckResult(

@@ -76,9 +76,10 @@ def dataset_of(
     )
 
 
-def _cure(target: str, columns: Sequence[str]) -> str | None:
+def _cure(name: str, target: str, columns: Sequence[str]) -> str | None:
     """A hint for a target that is not among the columns."""
-    if len(columns) == 1 and (apart := next((c for c in ";\t|" if c in columns[0]), None)):
+    comma = len(columns) == 1 and not name.lower().endswith(".parquet")
+    if comma and (apart := next((c for c in ";\t|" if c in columns[0]), None)):
         shown = "a tab" if apart == "\t" else f"'{apart}'"
         return f"its columns seem to be separated by {shown}: a comma is what is read"
     return did_you_mean(target, columns)
@@ -96,7 +97,9 @@ def chosen_features(name: str, columns: Sequence[str], targets: Sequence[str]) -
         )
     for target in targets:
         if target not in columns:
-            raise DataError(f"{name}: there is no column '{one_line(target)}'", hint=_cure(target, columns))
+            raise DataError(
+                f"{name}: there is no column '{one_line(target)}'", hint=_cure(name, target, columns)
+            )
     if len(set(targets)) < len(targets):
         raise DataError(f"{name}: a target is named twice")
     features = [c for c in columns if c not in targets]

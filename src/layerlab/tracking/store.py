@@ -195,7 +195,8 @@ class Store:
 
         Returns:
             The run's id in the store, which of a run that was recorded without one is another than its
-            journal's; and what the store did not take, or None: then the journal is gone.
+            journal's, or "" where somebody else sent it meanwhile; and what the store did not take, or None:
+            then the journal is gone.
 
         Raises:
             TrackingError: The store does not know the run, or the run goes on.
@@ -203,7 +204,7 @@ class Store:
         """
         held = alone(path)
         if held is None:
-            return path.stem, None
+            return "", None
         try:
             known = header(path)
             with translated(self.uri, "does not take the run"):

@@ -133,7 +133,7 @@ class CompiledTier(Tier):
                 # Torch's advice on CUDA, while it compiles. Whether products are TF32 is what a run says, and
                 # where warnings are errors it ended the run.
                 warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-                return step(x, y, self._rate, *self._p)
+                return step(x, y, self._rate, *self._p)  # which compiles
         return step(x, y, self._rate, *self._p)
 
     def params(self) -> Params:
