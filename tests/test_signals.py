@@ -16,6 +16,7 @@ import pytest
 
 from helpers import recorders_waited_for
 from layerlab import cli
+from layerlab.conformance.world import Kept
 from layerlab.modelfile import ModelFile
 from layerlab.tiers.tensors import TensorsTier
 
@@ -115,6 +116,22 @@ def test_a_second_signal_while_the_first_is_told_is_let_be(
     result = layerlab_cli("check", "tensors", "--only", "full-batch")
     assert result.code == 128 + first
     assert result.stderr.splitlines()[-1] == f"error: stopped by {first.name}"
+
+
+def test_what_a_signal_breaks_on_its_way_out_is_not_told(
+    empty_folder: Path, layerlab_cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cleans up may need what was half imported when it came."""
+    signalled(monkeypatch, TensorsTier, "backward", 1, signal.SIGTERM)
+    restore = Kept.restore
+
+    def broken(self: Kept) -> None:
+        restore(self)
+        raise AttributeError("partially initialized module")
+
+    monkeypatch.setattr(Kept, "restore", broken)
+    result = layerlab_cli("check", "tensors", "--only", "full-batch")
+    assert (result.code, result.stdout, result.stderr) == (143, "", "error: stopped by SIGTERM\n")
 
 
 def signalled(

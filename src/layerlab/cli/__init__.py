@@ -45,14 +45,24 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names may be in any script
     try:
         app()
-    except Stopped as stopped:
-        error: LayerlabError = Interrupted(stopped.signum)
-    except LayerlabError as refused:
-        error = refused
+    except (Stopped, Exception) as raised:  # noqa: BLE001 -- what is no reason of ours is raised again
+        error = _reason(raised)
     else:
         sys.exit(0)
     complain(error)
     sys.exit(error.exit_code)
+
+
+def _reason(raised: BaseException) -> LayerlabError:
+    """Why it ends: a signal, whatever that broke on its way out, half an import say, or an error of ours."""
+    before: BaseException | None = raised
+    while before is not None:
+        if isinstance(before, Stopped):
+            return Interrupted(before.signum)
+        before = before.__context__
+    if isinstance(raised, LayerlabError):
+        return raised
+    raise raised
 
 
 def entry() -> NoReturn:
