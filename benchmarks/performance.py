@@ -233,9 +233,8 @@ def main() -> None:
     found = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if arguments.cuda:
         take_over(found, *arguments.cuda)
-        if not found.get(
-            "cuda_against"
-        ):  # turns begin anew with a bench of all tiers: its picture is the page's
+        # The picture is that of the bench of all tiers, with which the turns begin anew.
+        if "cuda_against" not in found:
             shutil.copy(picture_of(found["cuda"], Path(arguments.cuda[0])), IMAGES / "bench-cuda.png")
         loop = fastest_bare(timings_of(found["cuda"]))
         sys.stderr.write(f"`{loop}` is the fastest: {CUDA_AGAINST.format(against=loop)}\n")

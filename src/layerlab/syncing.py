@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerlab import folder, journal
-from layerlab.errors import Interrupted, JournalError, LayerlabError
+from layerlab.errors import JournalError, LayerlabError
 from layerlab.journal import Journal
 from layerlab.progress import Progress
 from layerlab.report import Observer
@@ -136,8 +136,6 @@ def close_killed(say: Callable[[str], None]) -> None:
                 # While it is held: a run that somebody goes on with is not told to be over.
                 if _told(known):
                     waiting.pop()
-        except Interrupted:
-            raise
         except (LayerlabError, OSError):
             continue  # somebody works on it, or sent it; or `sync` says what is wrong with it
     for run_id, kind in killed.items():
@@ -170,8 +168,6 @@ def _send(recorder: Recorder, path: Path, known: Header, tracking_uri: str | Non
         recorder.opened()
         synced.tracking_uri = recorder.shown_uri
         synced.stored_as, unsent = recorder.deliver(path)
-    except Interrupted:
-        raise
     except FileNotFoundError:  # somebody else sent it meanwhile
         synced.unsent = 0
         return synced

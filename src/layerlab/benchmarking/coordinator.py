@@ -75,14 +75,12 @@ def bench(
 
     Raises:
         InputError: It cannot be done as asked; nothing was recorded.
-        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or, where all rounds were over, FINISHED, or
-            FAILED where nobody has a row.
+        Interrupted: SIGINT or SIGTERM; the MLflow run is KILLED, or as ever where all rounds were over.
             Where there are whole rounds, they are in it, and in the ``report`` of the error.
     """
     configs = _configs({"batch_size": batch_size, "d_in": d_in, "hidden": hidden, "d_out": d_out})
     drawn_from = secrets.randbelow(1 << 32) if seed is None else seed
     _check(modes, rounds, seconds, precision, accelerator, drawn_from)
-    refuse_unwritable()
     rows = registry.select(list(tiers))
     measured = tuple(mode for mode in MODES if mode == "bare" or mode in modes)
     other = None if against is None else others.chosen(against, rows, measured, accelerator)
@@ -221,6 +219,7 @@ def _configs(sizes: dict[str, Sequence[int]]) -> list[Config]:
 def _check(
     modes: Sequence[str], rounds: int, seconds: float, precision: str, accelerator: str, seed: int
 ) -> None:
+    refuse_unwritable()
     for mode in modes:
         if mode not in MODES:
             raise SpecError(f"no mode is called '{one_line(mode)}'", hint=did_you_mean(mode, MODES))

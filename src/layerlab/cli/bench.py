@@ -8,6 +8,7 @@ import typer
 
 from layerlab.cli.common import Json, Quiet, TrackingUri, given, tell
 from layerlab.errors import SpecError, one_line
+from layerlab.folder import here
 
 if TYPE_CHECKING:
     from layerlab.benchmarking import BenchReport
@@ -65,15 +66,12 @@ def bench(
 ) -> None:
     """Measure tiers side by side: no speed without proof (exit 1 if a tier is refused)."""
     values = locals()
-    arguments = given(values, _PLAIN) | {
-        name: _sizes(name, text) for name, text in given(values, _SIZES).items()
-    }
+    sizes = given(values, _SIZES)
+    arguments = given(values, _PLAIN) | {name: _sizes(name, text) for name, text in sizes.items()}
     if mode:
         arguments["modes"] = mode
-    from layerlab import console
-    from layerlab.folder import here
-
     here()  # where it is gone oneMKL ends the process, as soon as torch computes something
+    from layerlab import console
     from layerlab.benchmarking import bench as measure
 
     def action() -> BenchReport:

@@ -62,8 +62,7 @@ def compare_runs(
         if not any(curves):
             return
         path = picture_path("comparisons", f"runs-{first[:8]}-{second[:8]}-{record.run_id[:8]}")
-        named = zip(names, curves, strict=True)
-        drawn = {name: (list(curve), list(curve.values())) for name, curve in named if curve}
+        drawn = {name: (list(c), list(c.values())) for name, c in zip(names, curves, strict=True) if c}
         draw(path, drawn, title=" and ".join(names))
         report.picture = str(path)
 
