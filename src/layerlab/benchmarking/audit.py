@@ -116,7 +116,8 @@ def audit_way(
             said = f"timed step {first + at} brought the loss down by {brought[at]:.4g}"
             return f"{said}, and it brings {brings[at]:.4g}"
         first += count
-    # Of many steps the worst case of all roundings is more than any switch: errors need not have grown here.
+    # Where errors have grown before a switch, the other way is tried (`TimedProblem.fault`): with all that
+    # may have switched in the bound a whole step that was not made was within it.
     *_, of_params = way.near[way.near[:, 1] <= rounded].T
     wandered = GROWTH * u * norm(way.start) * len(losses) + float(np.linalg.norm(of_params))
     return _audit_end(way, end, wandered, way.terms * u)

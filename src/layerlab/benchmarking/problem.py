@@ -93,7 +93,7 @@ class TimedProblem:
         return follow(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, taken=taken)
 
     def forks(self, counts: Sequence[int], precision: Precision, units: Sequence[int]) -> list[Fork]:
-        """Where other right ways of hidden units lead off this one, the most doubtful place first."""
+        """Where other right ways of hidden units lead off this one, as `way.forks`."""
         u, oracle = Roundoff.of(precision).store, self._for_oracle(counts)
         return forks(*oracle, optimizer=self.optimizer, lr=self.lr, roundoff=u, units=units)
 
@@ -110,7 +110,7 @@ class TimedProblem:
         """What shows that the steps of a round were not made, on any right way, or None.
 
         Where they were not made on the oracle's, the unit that ended furthest from it is let go the other
-        way, at each of its forks, and then the next such unit.
+        way, at each of its forks and other doubtful switches, and then the next such unit.
 
         Args:
             counts: How many steps were made on each of the rows.

@@ -1,9 +1,11 @@
 """The oracle's way through a round: what every step and the end of it should be.
 
 There is more than one right way where a pre-activation comes to 0 and rounding decides on which side it goes
-on. Mostly that is of little account: it is pushed across, or back and forth, and both sides are one way again
-a step later. But there are places from which each side leads away from the other. A unit that stays on for a
-row moves otherwise from there on than one that was switched off, until the round is over, and both are right.
+on. Mostly that is of little account: where each side pushes it to the other one, both are one way again a
+step later, if there is one on the same rows. Where both push it the same way, it was switched a step earlier
+or later, and its unit's weights are apart from there on by what the row moves them in a step. And there are
+places from which each side leads away from the other: a unit that stays on for a row moves otherwise from
+there on than one that was switched off, until the round is over. All of these are right.
 """
 
 from __future__ import annotations
@@ -45,10 +47,12 @@ class Fork:
     Attributes:
         step: The step, counted over all rows.
         place: The row of the batch, and the hidden unit whose pre-activation is as good as 0 there.
+        parts: Each way leads away from the other; else they are no more than a step of the row apart.
     """
 
     step: int
     place: Place
+    parts: bool = True
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ def forks(
     roundoff: float,
     units: Sequence[int],
 ) -> list[Fork]:
-    """Where other right ways of some units lead off the one that `follow` takes, the most doubtful first.
+    """Where other right ways of some units lead off the one that `follow` takes.
 
     A pre-activation is as good as 0 where it is less than its error: roundings of either sign in each of the
     terms of its sum and in each step before, which grow as their root, and e-fold twice (see `audit`). Both
@@ -215,10 +219,11 @@ def forks(
         units: The hidden units.
 
     Returns:
-        One fork for each row and unit.
+        One fork of either kind for each row and unit: first those that part, and of each kind the most
+        doubtful first.
     """
     update, params = Update(optimizer, lr), start
-    nearest: dict[Place, tuple[float, int]] = {}
+    nearest: dict[tuple[bool, Place], tuple[float, int]] = {}
     for step, (x, y) in _steps(rows, counts):
         weights, biases = params.w1[:, units], bias(params, units)
         h = x @ weights + biases  # (N, units)
@@ -226,19 +231,18 @@ def forks(
         doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * sizes)
         _, grads = gradients(params, x, y)
         before, was, params = update.copy(), params, update(params, grads)
-        stays = (h > 0) == (x @ params.w1[:, units] + bias(params, units) > 0)
-        for row, at in np.argwhere((doubts <= 1) & stays).tolist():
-            unit, doubt = units[at], float(doubts[row, at])
-            place = Place(row, unit)
-            if doubt >= nearest.get(place, (math.inf, 0))[0]:
-                continue
+        after = x @ params.w1[:, units] + bias(params, units)
+        for row, at in np.argwhere(doubts <= 1).tolist():
+            place, doubt, on = Place(row, units[at]), float(doubts[row, at]), bool(h[row, at] > 0)
             change = change_of_side(was, x, y, place)
-            other = before.only(unit)(only(was, unit), with_change(only(grads, unit), x[row], 0, change))
+            other = before.only(place.unit)(
+                only(was, place.unit), with_change(only(grads, place.unit), x[row], 0, change)
+            )
             moved = pre_activation(other, x[row], 0) - h[row, at]
-            if moved and (moved > 0) != (h[row, at] > 0):
-                nearest[place] = doubt, step
-    ranked = sorted((doubt, step, place) for place, (doubt, step) in nearest.items())
-    return [Fork(step, place) for _, step, place in ranked]
+            parts = (after[row, at] > 0) == on and moved != 0 and (moved > 0) != on
+            nearest[parts, place] = min((doubt, step), nearest.get((parts, place), (math.inf, 0)))
+    ranked = sorted((not parts, doubt, step, place) for (parts, place), (doubt, step) in nearest.items())
+    return [Fork(step, place, not crossed) for crossed, _, step, place in ranked]
 
 
 def _steps(
