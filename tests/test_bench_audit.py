@@ -11,7 +11,7 @@ import torch
 
 from layerlab.benchmarking import audit
 from layerlab.benchmarking.audit import _astray, audit_steps, audit_way
-from layerlab.benchmarking.problem import TimedProblem, most_steps
+from layerlab.benchmarking.problem import TimedProblem, most_steps, rate
 from layerlab.benchmarking.seeds import seed_of
 from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
 from layerlab.benchmarking.way import GROWTH, Fork
@@ -119,7 +119,7 @@ def test_steps_in_the_span_of_the_rows_are_those_in_full(bias: bool, place: Plac
 def test_thousands_of_steps_in_the_span_are_those_in_full(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On both sets of rows, in float64: an audit allows for twenty times the difference, and more."""
+    """On both sets of rows, in float64: allowed for is twenty times the difference, or it is a last bit."""
     about: Any = {"precision": "64-true", "recipe": Recipe(), "bias": bias}
     counts = (1000, 4000)
     problem = TimedProblem.draw((16, 60, 30, 4), steps=5000, seed=1, **about)
@@ -128,7 +128,8 @@ def test_thousands_of_steps_in_the_span_are_those_in_full(
     full = problem.way(counts)
     u = Roundoff.of("64-true").store
     allowed = u * full.rounding + GROWTH * u * _astray(full, 1) * full.slopes
-    assert (np.abs(way.losses - full.losses) <= allowed / 20).all()
+    last_bits = 2 * np.spacing(full.losses)
+    assert (np.abs(way.losses - full.losses) <= np.maximum(allowed / 20, last_bits)).all()
     np.testing.assert_allclose(way.slopes, full.slopes, rtol=1e-9)
     assert audit_way(full, way.losses.tolist(), way.end, "64-true") is None
 
@@ -181,7 +182,7 @@ def test_some_units_may_go_the_other_way_in_one_round() -> None:
         assert problem.fault(counts, losses, end._replace(w1=wrong), "32-true") is not None
 
 
-@pytest.mark.parametrize(("seed", "step", "place"), [(200, 16, Place(2, 0)), (625, 53, Place(3, 3))])
+@pytest.mark.parametrize(("seed", "step", "place"), [(200, 16, Place(2, 0)), (4266, 5, Place(3, 1))])
 def test_a_switch_may_be_a_step_earlier_or_later(seed: int, step: int, place: Place) -> None:
     """Where a pre-activation is as good as 0: a bound that knew nothing of it would refuse a right one."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
@@ -245,6 +246,23 @@ def test_a_fork_leads_to_either_side(optimizer: str, bias: bool) -> None:
             assert (stays and leaves) == fork.parts, fork
             seen[fork.parts] += 1
     assert all(seen)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_unit_that_is_as_good_as_switched_makes_no_rate_small(optimizer: str) -> None:
+    """The gradient jumps where one is: a rate that took the jump for curvature had nothing move."""
+    recipe = Recipe(optimizer=optimizer)
+    about: Any = {"precision": "64-true", "recipe": recipe, "bias": True}
+    problem = TimedProblem.draw((8, 6, 5, 3), steps=100, seed=0, **about)
+    x, y = problem.rows[0]
+    on = np.argwhere(x @ problem.start.w1 + problem.start.b1 > 0)[0]
+    b1 = problem.start.b1.copy()
+    b1[on[1]] -= (x @ problem.start.w1 + b1)[tuple(on)]
+    rates = []
+    for beside in (-1e-9, 1e-9):
+        start = problem.start._replace(b1=b1 + beside * (np.arange(5) == on[1]))
+        rates.append(rate(start, (x, y), recipe, 100))
+    assert 1 / 2 < rates[0] / rates[1] < 2
 
 
 def test_nothing_converges_in_a_round() -> None:

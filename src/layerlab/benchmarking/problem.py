@@ -11,8 +11,8 @@ import numpy as np
 from layerlab.benchmarking.audit import audit_way
 from layerlab.benchmarking.walk import norm
 from layerlab.benchmarking.way import Fork, Way, follow, forks
-from layerlab.reference import forward, gradients, initial_params
-from layerlab.rounding import Roundoff, zip_params
+from layerlab.reference import forward, gradients, hidden, initial_params, predictions
+from layerlab.rounding import Roundoff
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,20 +169,25 @@ def rate(start: Params, rows: tuple[Array, Array], recipe: Recipe, steps: int) -
     length = norm(direction)
     if not length:  # all units are dead: nothing will move
         return recipe.lr
-    small = 1e-5 * norm(params) / length
-    _, beside = gradients(zip_params(lambda p, d: p - small * d, params, direction), x, y)
-    slope, less = (
-        sum(
-            float((g * d).sum())
-            for g, d in zip(gs, direction, strict=True)
-            if g is not None and d is not None
-        )
-        for gs in (grads, beside)
-    )
-    curvature = abs(slope - less) / small
+    pairs = zip(grads, direction, strict=True)
+    slope = sum(float((g * d).sum()) for g, d in pairs if g is not None and d is not None)
+    curvature = abs(_curvature(params, direction, x, y))
     # Nor further than the parameters are from 0, where a straight line has no lowest point.
     far = norm(params) / length
     return min(slope / curvature if curvature else far, far) / max(steps, _FEWEST_STEPS)
+
+
+def _curvature(params: Params, direction: Params, x: Array, y: Array) -> float:
+    """The second derivative of the loss along a direction, where no unit is switched.
+
+    Differences of gradients have none where a pre-activation is as good as 0: across the kink they jump.
+    """
+    h = hidden(params, x)
+    active, moving = np.maximum(h, 0), hidden(direction, x) * (h > 0)  # (N, H), and its derivative
+    off = predictions(params, h) - y
+    first = moving @ params.w2 + active @ direction.w2 + (0.0 if direction.b2 is None else direction.b2)
+    second = 2 * (moving @ direction.w2)
+    return 2 * float((np.square(first) + off * second).sum())
 
 
 def _wide(a: Array) -> Array:
