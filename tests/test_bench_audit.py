@@ -13,11 +13,13 @@ from layerlab.benchmarking import audit
 from layerlab.benchmarking.audit import _astray, audit_steps, audit_way
 from layerlab.benchmarking.problem import TimedProblem, most_steps, rate
 from layerlab.benchmarking.seeds import seed_of
+from layerlab.benchmarking.turns import BareLoop
 from layerlab.benchmarking.walk import InFull, InSpan, Place, Update, pre_activation
-from layerlab.benchmarking.way import GROWTH, Fork
-from layerlab.reference import initial_params
+from layerlab.benchmarking.way import GROWTH, Fork, forks
+from layerlab.reference import hidden, initial_params
 from layerlab.rounding import Roundoff
 from layerlab.tier import Recipe
+from layerlab.tiers.numpy import NumpyTier
 from layerlab.tiers.tensors import TensorsTier
 
 
@@ -152,10 +154,10 @@ def test_the_shorter_way_is_taken() -> None:
 def test_of_two_right_ways_either_may_be_taken() -> None:
     """Where rounding decides whether ReLU switches a unit off, either way is right, and nothing between."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
-    problem = TimedProblem.draw((64, 1000, 100, 10), steps=307, seed=seed_of(0, 6, "bare"), **about)
+    problem = TimedProblem.draw((64, 1000, 100, 10), steps=307, seed=seed_of(0, 10, "bare"), **about)
     counts = (308,)
     found = problem.forks(counts, "32-true", range(100))
-    assert found[0] == Fork(45, Place(9, 60))
+    assert found[0] == Fork(0, Place(62, 55))
     one, other = problem.way(counts), problem.way(counts, found[:1])
     for way in (one, other):
         assert problem.fault(counts, way.losses.tolist(), way.end, "32-true") is None
@@ -168,21 +170,21 @@ def test_some_units_may_go_the_other_way_in_one_round() -> None:
     """Each is found by how far it ended from where it should; what is wrong with another is still seen."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
     counts = (154, 308)
-    problem = TimedProblem.draw((64, 1000, 100, 10), steps=461, seed=seed_of(0, 5, "bare"), **about)
-    taken = [Fork(0, Place(50, 75)), Fork(154, Place(7, 63)), Fork(154, Place(31, 56))]
-    assert set(taken) <= set(problem.forks(counts, "32-true", [56, 63, 75]))
+    problem = TimedProblem.draw((64, 1000, 100, 10), steps=461, seed=seed_of(0, 3, "bare"), **about)
+    taken = [Fork(410, Place(24, 49)), Fork(431, Place(38, 5)), Fork(0, Place(57, 67))]
+    assert set(taken) <= set(problem.forks(counts, "32-true", [5, 49, 67]))
     way, others = problem.way(counts), problem.way(counts, taken)
     losses, end = others.losses.tolist(), others.end
-    assert "timed step 12 gave the loss" in str(audit_way(way, losses, end, "32-true"))
+    assert "timed step 14 gave the loss" in str(audit_way(way, losses, end, "32-true"))
     assert "w1 is off" in str(audit_way(way, way.losses.tolist(), end, "32-true"))
     assert problem.fault(counts, losses, end, "32-true") is None
-    for unit in (75, 2):
+    for unit in (67, 2):
         wrong = end.w1.copy()
         wrong[:, unit] += 0.5 * (problem.start.w1[:, unit] - wrong[:, unit])
         assert problem.fault(counts, losses, end._replace(w1=wrong), "32-true") is not None
 
 
-@pytest.mark.parametrize(("seed", "step", "place"), [(200, 16, Place(2, 0)), (4266, 5, Place(3, 1))])
+@pytest.mark.parametrize(("seed", "step", "place"), [(3206, 58, Place(1, 4)), (4266, 5, Place(3, 1))])
 def test_a_switch_may_be_a_step_earlier_or_later(seed: int, step: int, place: Place) -> None:
     """Where a pre-activation is as good as 0: a bound that knew nothing of it would refuse a right one."""
     about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
@@ -197,7 +199,7 @@ def test_a_switch_may_be_a_step_earlier_or_later(seed: int, step: int, place: Pl
 
 
 @pytest.mark.parametrize(
-    ("seed", "step", "place"), [(7, 57, Place(1, 0)), (327, 249, Place(0, 4)), (378, 234, Place(0, 1))]
+    ("seed", "step", "place"), [(7, 57, Place(1, 0)), (327, 249, Place(0, 4)), (260, 105, Place(7, 0))]
 )
 def test_a_switch_that_leaves_a_step_of_a_row_behind_is_no_fault(seed: int, step: int, place: Place) -> None:
     """The end has no room for it where errors grew before: the way is tried; a step too few is still one."""
@@ -211,6 +213,19 @@ def test_a_switch_that_leaves_a_step_of_a_row_behind_is_no_fault(seed: int, step
     assert problem.fault(counts, losses, other.end, "32-true") is None
     late = problem.way((58, 232), [fork]).end
     assert "w1 is off" in str(problem.fault(counts, losses, late, "32-true"))
+
+
+def test_a_place_is_in_doubt_on_either_set_of_rows_and_the_more_the_more_is_rounded() -> None:
+    """A row of the timed ones is another than the one before that had its number."""
+    about: Any = {"precision": "32-true", "recipe": Recipe(), "bias": True}
+    problem, counts = TimedProblem.draw((8, 6, 5, 3), steps=20, seed=0, **about), (4, 16)
+    oracle = problem.start, list(problem.rows), counts
+    of_round: Any = {"optimizer": "sgd", "lr": problem.lr, "units": range(5)}
+    everywhere = forks(*oracle, **of_round, roundoff=1.0, roundings=1)
+    places = [{f.place for f in everywhere if (f.step < 4) == warming_up} for warming_up in (True, False)]
+    assert places[0] == places[1] == {Place(row, unit) for row in range(8) for unit in range(5)}
+    few, more = ({f.place for f in forks(*oracle, **of_round, roundoff=1e-3, roundings=n)} for n in (1, 8))
+    assert few < more < places[0]
 
 
 def test_to_get_to_the_other_side_may_take_some_steps() -> None:
@@ -255,21 +270,54 @@ def test_a_unit_that_is_as_good_as_switched_makes_no_rate_small(optimizer: str) 
     about: Any = {"precision": "64-true", "recipe": recipe, "bias": True}
     problem = TimedProblem.draw((8, 6, 5, 3), steps=100, seed=0, **about)
     x, y = problem.rows[0]
-    on = np.argwhere(x @ problem.start.w1 + problem.start.b1 > 0)[0]
-    b1 = problem.start.b1.copy()
-    b1[on[1]] -= (x @ problem.start.w1 + b1)[tuple(on)]
-    rates = []
-    for beside in (-1e-9, 1e-9):
-        start = problem.start._replace(b1=b1 + beside * (np.arange(5) == on[1]))
-        rates.append(rate(start, (x, y), recipe, 100))
-    assert 1 / 2 < rates[0] / rates[1] < 2
+    h = hidden(problem.start, x)
+    for row, unit in np.argwhere(h > 0):
+        rates = []
+        for beside in (-1e-9, 1e-9):
+            b1 = problem.start.b1 - (h[row, unit] - beside) * (np.arange(5) == unit)
+            rates.append(rate(problem.start._replace(b1=b1), [(x, y)], recipe, 100))
+        assert 1 / 2 < rates[0] / rates[1] < 2, (row, unit)
 
 
-def test_nothing_converges_in_a_round() -> None:
-    """The last step still brings something, for whatever sizes and however many steps."""
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_converges_in_a_round(seed: int) -> None:
+    """The last step on either set of rows still brings something, for whatever sizes and number of steps."""
+    about: Any = {"seed": seed, "precision": "32-true", "recipe": Recipe(), "bias": True}
     for sizes in ((64, 20, 10, 4), (3, 5, 2, 2), (1, 4, 7, 2), (200, 3, 4, 1)):
         for steps in (25, most_steps(sizes, "32-true")):
-            about: Any = {"seed": 1, "precision": "32-true", "recipe": Recipe(), "bias": True}
-            losses = TimedProblem.draw(sizes, steps=steps, **about).way((steps,)).losses
-            brings = -np.diff(losses)
-            assert 0.02 * brings[0] < brings[-1] < brings[0]
+            few = steps // 5
+            way = TimedProblem.draw(sizes, steps=steps, **about).way((few, steps - few))
+            for losses in (way.losses[:few], way.losses[few:]):
+                brings = -np.diff(losses)
+                assert 0.02 * brings[0] < brings[-1] < GROWTH * brings[0], (sizes, steps)
+
+
+# Of the few rows of a tiny network some have more than ten times the curvature of others.
+_UNLIKE = [
+    ((1, 1, 1, 1), (58, 233), 44),
+    ((1, 5, 3, 2), (58, 233), 145),
+    ((1, 5, 3, 2), (4, 20), 1270),
+    ((2, 3, 2, 1), (4, 20), 4),
+]
+
+
+@pytest.mark.parametrize(("sizes", "counts", "seed"), _UNLIKE)
+def test_the_rate_is_that_of_the_steeper_rows(
+    sizes: tuple[int, int, int, int], counts: tuple[int, int], seed: int
+) -> None:
+    """With that of the first the others converge within the clock, or diverge: an honest tier was refused."""
+    recipe = Recipe()
+    about: Any = {"precision": "32-true", "recipe": recipe, "bias": False}
+    problem = TimedProblem.draw(sizes, steps=sum(counts), seed=seed, **about)
+    own = [rate(problem.start, [rows], recipe, sum(counts)) for rows in problem.rows]
+    assert problem.lr == min(own) < own[0] / 2
+    device = torch.device("cpu")
+    tier = NumpyTier(problem.start, lr=problem.lr, device=device, dtype=torch.float32)
+    loop = BareLoop(tier, problem, device)
+    loop.run(counts[0])
+    loop.begin()
+    loop.run(counts[1])
+    loop.finish()
+    assert problem.fault(counts, loop.losses, loop.end, "32-true") is None
+    last = problem.way(counts).losses
+    assert 0.02 * last[counts[0]] < last[-1] < last[counts[0]]

@@ -8,9 +8,9 @@ each compared with the oracle within the bound of that one step, and at last one
 with targets so far away that an update is large beside the rounding of a weight.
 
 How far two correct trainings may be apart. An error that is there grows with the curvature, and `problem`
-chooses a rate at which the fastest direction moves by one e-folding in a round: so it grows no more than
-e-fold, and e-fold once more for what follows from it elsewhere. (Where rounding decides whether ReLU switches
-a unit at all there are two right ways, and one of them must be taken: see `way.forks`.)
+chooses a rate at which a round is about one e-folding in the direction of the first step: so it grows no more
+than e-fold, and e-fold once more for what follows from it elsewhere. (Where rounding decides whether ReLU
+switches a unit at all there are two right ways, and one of them must be taken: see `way.forks`.)
 
 *A loss.* The errors of n roundings of either sign grow as the root of n (Higham and Mary, "A new approach to
 probabilistic rounding error analysis", 2019): so do those of a loss and of the predictions in it, twice that.

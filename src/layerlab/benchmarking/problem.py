@@ -24,7 +24,7 @@ _NOISE = 0.5
 # Rows at which every unit is dead teach nothing; of few rows and units they are drawn at times.
 _DRAWS = 50
 _FEWEST_STEPS, _MOST_STEPS = 20, 5000
-# One in some hundred rounds has a fork at all.
+# One in some hundred rounds is led off the oracle's way at all, and hardly ever in several units.
 _MOST_FORKS, _MOST_TRIED = 3, 8
 
 
@@ -86,16 +86,25 @@ class TimedProblem:
 
         start = drawn.map(lambda p: p.astype(host))
         both = rows(), rows()
-        return cls(start, both, rate(start, both[0], recipe, steps), recipe.optimizer, seed)
+        return cls(start, both, rate(start, both, recipe, steps), recipe.optimizer, seed)
 
     def way(self, counts: Sequence[int], taken: Sequence[Fork] = ()) -> Way:
         """The oracle's way over so many steps on each of the rows; as many rows as there are counts."""
         return follow(*self._for_oracle(counts), optimizer=self.optimizer, lr=self.lr, taken=taken)
 
-    def forks(self, counts: Sequence[int], precision: Precision, units: Sequence[int]) -> list[Fork]:
+    def forks(
+        self, counts: Sequence[int], precision: Precision, units: Sequence[int], *, roundings: int = 1
+    ) -> list[Fork]:
         """Where other right ways of hidden units lead off this one, as `way.forks`."""
-        u, oracle = Roundoff.of(precision).store, self._for_oracle(counts)
-        return forks(*oracle, optimizer=self.optimizer, lr=self.lr, roundoff=u, units=units)
+        u = Roundoff.of(precision).store
+        return forks(
+            *self._for_oracle(counts),
+            optimizer=self.optimizer,
+            lr=self.lr,
+            roundoff=u,
+            roundings=roundings,
+            units=units,
+        )
 
     def fault(
         self,
@@ -110,7 +119,7 @@ class TimedProblem:
         """What shows that the steps of a round were not made, on any right way, or None.
 
         Where they were not made on the oracle's, the unit that ended furthest from it is let go the other
-        way, at each of its forks and other doubtful switches, and then the next such unit.
+        way at its forks, one after the other, those that part first, and then the next such unit.
 
         Args:
             counts: How many steps were made on each of the rows.
@@ -132,7 +141,7 @@ class TimedProblem:
             off = _off(way, end)
             unit = int(off.argmax())
             tried: list[tuple[float, Fork, Way, str]] = []
-            for fork in self.forks(counts, precision, [unit])[:_MOST_TRIED]:
+            for fork in self.forks(counts, precision, [unit], roundings=roundings)[:_MOST_TRIED]:
                 other = self.way(counts, [*taken, fork])
                 if (said := audit(other)) is None:
                     return None
@@ -140,7 +149,7 @@ class TimedProblem:
             if not tried:
                 return fault
             nearer, fork, way, said = min(tried, key=lambda found: found[0])
-            if not nearer < off[unit] / 2:
+            if not nearer < off[unit]:
                 return fault
             fault = said
             taken.append(fork)
@@ -157,24 +166,38 @@ def _off(way: Way, end: Params) -> Array:
     return np.where(np.isfinite(off), off, np.inf)
 
 
-def rate(start: Params, rows: tuple[Array, Array], recipe: Recipe, steps: int) -> float:
-    """The rate at which ``steps`` steps go as far as to the lowest point in the direction of the first one.
+def rate(start: Params, several: Sequence[tuple[Array, Array]], recipe: Recipe, steps: int) -> float:
+    """The rate at which ``steps`` steps on any of the rows go no further than halfway.
+
+    Args:
+        start: First parameters.
+        several: Inputs (N, n_in) and targets (N, n_out), each to be trained on from about there.
+        recipe: Of a tier.
+        steps: How many steps are made on all of them together.
+    """
+    params = start.map(_wide)
+    found = [_lowest(params, _wide(x), _wide(y), recipe.optimizer) for x, y in several]
+    alive = [length for length in found if length is not None]
+    return min(alive) / max(steps, _FEWEST_STEPS) if alive else recipe.lr
+
+
+def _lowest(params: Params, x: Array, y: Array, optimizer: str) -> float | None:
+    """How far it is to the lowest point in the direction of the first step, or None: nothing will move.
 
     Along the gradient that is 1 / curvature, in which gradient descent comes nearer by a factor of e: nothing
-    has converged at the end of a round, so that its last step still brings something.
+    has converged after that, so that the last step still brings something.
     """
-    params, x, y = start.map(_wide), *(_wide(a) for a in rows)
     _, grads = gradients(params, x, y)
-    direction = grads.map(np.sign) if recipe.optimizer == "adam" else grads
+    direction = grads.map(np.sign) if optimizer == "adam" else grads
     length = norm(direction)
-    if not length:  # all units are dead: nothing will move
-        return recipe.lr
+    if not length:  # all units are dead
+        return None
     pairs = zip(grads, direction, strict=True)
     slope = sum(float((g * d).sum()) for g, d in pairs if g is not None and d is not None)
     curvature = abs(_curvature(params, direction, x, y))
     # Nor further than the parameters are from 0, where a straight line has no lowest point.
     far = norm(params) / length
-    return min(slope / curvature if curvature else far, far) / max(steps, _FEWEST_STEPS)
+    return min(slope / curvature if curvature else far, far)
 
 
 def _curvature(params: Params, direction: Params, x: Array, y: Array) -> float:

@@ -201,12 +201,13 @@ def forks(
     optimizer: str,
     lr: float,
     roundoff: float,
+    roundings: int,
     units: Sequence[int],
 ) -> list[Fork]:
     """Where other right ways of some units lead off the one that `follow` takes.
 
     A pre-activation is as good as 0 where it is less than its error: roundings of either sign in each of the
-    terms of its sum and in each step before, which grow as their root, and e-fold twice (see `audit`). Both
+    terms of its sum and of the updates before, which grow as their root, and e-fold twice (see `audit`). Both
     sides are tried for a step: they part for good where one stays there and the other leads away from it.
 
     Args:
@@ -216,19 +217,20 @@ def forks(
         optimizer: As for `follow`.
         lr: As for `follow`.
         roundoff: The unit roundoff of those who follow.
+        roundings: How often an update of theirs rounds a weight.
         units: The hidden units.
 
     Returns:
-        One fork of either kind for each row and unit: first those that part, and of each kind the most
-        doubtful first.
+        For each row of each batch and each unit one fork that parts and one that does not, where there are
+        such: first those that part, and of each kind the most doubtful first.
     """
     update, params = Update(optimizer, lr), start
-    nearest: dict[tuple[bool, Place], tuple[float, int]] = {}
-    for step, (x, y) in _steps(rows, counts):
+    nearest: dict[tuple[bool, int, Place], tuple[float, int]] = {}
+    for step, (batch, (x, y)) in _steps(rows, counts):
         weights, biases = params.w1[:, units], bias(params, units)
         h = x @ weights + biases  # (N, units)
         sizes = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(weights, axis=0)) + np.abs(biases)
-        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(step + x.shape[1]) * sizes)
+        doubts = np.abs(h) / (GROWTH * roundoff * math.sqrt(roundings * step + x.shape[1]) * sizes)
         _, grads = gradients(params, x, y)
         before, was, params = update.copy(), params, update(params, grads)
         after = x @ params.w1[:, units] + bias(params, units)
@@ -240,14 +242,15 @@ def forks(
             )
             moved = pre_activation(other, x[row], 0) - h[row, at]
             parts = (after[row, at] > 0) == on and moved != 0 and (moved > 0) != on
-            nearest[parts, place] = min((doubt, step), nearest.get((parts, place), (math.inf, 0)))
-    ranked = sorted((not parts, doubt, step, place) for (parts, place), (doubt, step) in nearest.items())
+            key = parts, batch, place
+            nearest[key] = min((doubt, step), nearest.get(key, (math.inf, 0)))
+    ranked = sorted((not parts, doubt, step, place) for (parts, _, place), (doubt, step) in nearest.items())
     return [Fork(step, place, not crossed) for crossed, _, step, place in ranked]
 
 
 def _steps(
     rows: Sequence[tuple[Array, Array]], counts: Sequence[int]
-) -> Iterator[tuple[int, tuple[Array, Array]]]:
-    """Every step and its rows."""
-    batches = (batch for batch, count in zip(rows, counts, strict=True) for _ in range(count))
+) -> Iterator[tuple[int, tuple[int, tuple[Array, Array]]]]:
+    """Every step and its rows, with their number."""
+    batches = (batch for batch, count in zip(enumerate(rows), counts, strict=True) for _ in range(count))
     return enumerate(batches)
