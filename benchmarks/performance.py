@@ -42,7 +42,7 @@ FUSED = ["bench", "fused", "--mode", "tracked", "--rounds", "21", "--seconds", "
 # What is asked of each part that is a script; the parts "bench" and "fused" are not.
 SCRIPTS = {
     # what differs least needs the most rounds
-    "whole_command": ["--rounds", "21", "--pairs", "79"],
+    "whole_command": ["--rounds", "21", "--pairs", "129"],
     "tracked_run": ["--rounds", "33"],
     "memory": ["--rounds", "6"],
     "scaling": ["--rounds", "21", "--png", str(IMAGES / "scaling.png")],
