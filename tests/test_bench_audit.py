@@ -121,17 +121,19 @@ def test_steps_in_the_span_of_the_rows_are_those_in_full(bias: bool, place: Plac
 def test_thousands_of_steps_in_the_span_are_those_in_full(
     bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On both sets of rows, in float64: allowed for is twenty times the difference, or it is a last bit."""
+    """On both sets of rows, in float64: an audit allows for twenty times the difference, and more.
+
+    The difference is a last bit or two of a loss: of other problems it is a sixteenth at most.
+    """
     about: Any = {"precision": "64-true", "recipe": Recipe(), "bias": bias}
     counts = (1000, 4000)
-    problem = TimedProblem.draw((16, 60, 30, 4), steps=5000, seed=1, **about)
+    problem = TimedProblem.draw((16, 60, 30, 4), steps=5000, seed=3, **about)
     way = problem.way(counts)
     monkeypatch.setattr(Update, "walk", lambda self, params, x, y, count: InFull(params, x, y, self))
     full = problem.way(counts)
     u = Roundoff.of("64-true").store
     allowed = u * full.rounding + GROWTH * u * _astray(full, 1) * full.slopes
-    last_bits = 2 * np.spacing(full.losses)
-    assert (np.abs(way.losses - full.losses) <= np.maximum(allowed / 20, last_bits)).all()
+    assert (np.abs(way.losses - full.losses) <= allowed / 20).all()
     np.testing.assert_allclose(way.slopes, full.slopes, rtol=1e-9)
     assert audit_way(full, way.losses.tolist(), way.end, "64-true") is None
 
@@ -279,9 +281,19 @@ def test_a_unit_that_is_as_good_as_switched_makes_no_rate_small(optimizer: str) 
         assert 1 / 2 < rates[0] / rates[1] < 2, (row, unit)
 
 
+def test_nothing_converges_in_a_round() -> None:
+    """The last step still brings something, for whatever sizes and however many steps."""
+    for sizes in ((64, 20, 10, 4), (3, 5, 2, 2), (1, 4, 7, 2), (200, 3, 4, 1)):
+        for steps in (25, most_steps(sizes, "32-true")):
+            about: Any = {"seed": 1, "precision": "32-true", "recipe": Recipe(), "bias": True}
+            losses = TimedProblem.draw(sizes, steps=steps, **about).way((steps,)).losses
+            brings = -np.diff(losses)
+            assert 0.02 * brings[0] < brings[-1] < brings[0]
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_nothing_converges_in_a_round(seed: int) -> None:
-    """The last step on either set of rows still brings something, for whatever sizes and number of steps."""
+def test_nothing_converges_on_the_timed_rows_either(seed: int) -> None:
+    """A slope may grow on the way, where it leads off a ridge, as much as errors may."""
     about: Any = {"seed": seed, "precision": "32-true", "recipe": Recipe(), "bias": True}
     for sizes in ((64, 20, 10, 4), (3, 5, 2, 2), (1, 4, 7, 2), (200, 3, 4, 1)):
         for steps in (25, most_steps(sizes, "32-true")):
